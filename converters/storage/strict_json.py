@@ -1,0 +1,94 @@
+"""JSON as its standard means it: no duplicate keys, no NaN, no lone surrogates, nothing nested without end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NoReturn
+
+from converters.text import printable
+
+JsonObject = dict[str, Any]
+"""A parsed JSON object, whose values are still to be checked."""
+
+_TEXT_LIMIT: Final = 100
+
+
+class StrictJsonError(Exception):
+    """What is wrong with a piece of JSON; its caller knows the file, and makes a `CheckpointError` of it."""
+
+
+def parse_object(raw: bytes | bytearray) -> JsonObject:
+    """Parse one JSON object, strictly. Integers stay exact.
+
+    Raises:
+        StrictJsonError: not UTF-8, not JSON, not an object, a duplicate key, NaN or Infinity, `-0`, a lone surrogate,
+            or nested too deeply.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StrictJsonError(f"byte {error.start} is not UTF-8") from None
+    # A hook for every integer costs a tenth of a second in a large header, so it is set only where it could matter.
+    parse_int = _exact_int if "-0" in text else int
+    try:
+        document = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=parse_int, parse_float=_finite
+        )
+    except RecursionError:
+        raise StrictJsonError("the JSON is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise StrictJsonError(f"not JSON: {error.msg} at byte {len(text[: error.pos].encode())}") from None
+    except ValueError as error:  # Python's own limit on the digits of an integer
+        raise StrictJsonError(f"not JSON: {error}") from None
+    if type(document) is not dict:
+        raise StrictJsonError(f"expected a JSON object, got {describe(document)}")
+    if "\\ud" in text or "\\uD" in text:
+        _check_unicode(document)
+    return document
+
+
+def describe(value: object) -> str:
+    """Show a parsed value as JSON would, cut to a length that fits into a message."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return printable(json.dumps(value, ensure_ascii=False), _TEXT_LIMIT)
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "an object"
+
+
+def _check_unicode(document: JsonObject) -> None:
+    """Refuse lone surrogates, which JSON's escapes can spell and UTF-8 can't."""
+    text = json.dumps(document, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start + 20]
+        raise StrictJsonError(f"a string holds a lone surrogate: ...{printable(around)}...") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> JsonObject:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise StrictJsonError(f"the key '{printable(key)}' occurs twice")
+            seen.add(key)
+    return result
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise StrictJsonError(f"{constant} is not JSON")
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if value in (float("inf"), float("-inf")):
+        raise StrictJsonError(f"the number {printable(literal, _TEXT_LIMIT)} is too large")
+    return value
+
+
+def _exact_int(literal: str) -> int:
+    if literal == "-0":
+        raise StrictJsonError("-0 is not an integer")
+    return int(literal)

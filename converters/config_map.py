@@ -1,0 +1,144 @@
+"""The target's config.json from the source's: renamed, checked, set, derived; what nothing names is carried as is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from converters.errors import ConfigError, Problem
+from converters.expressions import Unresolved, Value
+from converters.spec import ConfigMapping, Spec
+from converters.tensor_info import DType, torch_name
+
+_MISSING = object()
+
+
+def check_config(spec: Spec, config: Mapping[str, Any], where: str) -> None:
+    """Check that a config.json says what the spec's source side must say.
+
+    Raises:
+        ConfigError: with every key that differs.
+    """
+    problems = []
+    for path, expected in spec.source.config.items():
+        found = _get(config, path)
+        if found is _MISSING or found != expected:
+            said = "doesn't say" if found is _MISSING else f"says {found!r}"
+            problems.append(
+                Problem(
+                    f"{path}: {spec.name} wants {expected!r} here ({spec.source.layout}), but the config {said}",
+                    where,
+                    "is this the checkpoint, and the direction, that you meant?",
+                )
+            )
+    if problems:
+        raise ConfigError(problems)
+
+
+def map_config(
+    spec: Spec, config: Mapping[str, Any], evaluate: Callable[[Any, Mapping[str, Any] | None], Value], where: str
+) -> dict[str, Any]:
+    """The target's config.
+
+    Args:
+        evaluate: gives the value of an expression on the way there; with the target's config, on the way back.
+
+    Raises:
+        ConfigError: a key is to be renamed onto one that is there, or a derived value isn't known, or the way back
+            would derive another value than the config has. A null is no value: it asks for the default, and the way
+            back may spell that out.
+    """
+    mapping = spec.config or ConfigMapping()
+    problems: list[Problem] = []
+    target: dict[str, Any] = copy.deepcopy(dict(config))
+    for path in (*mapping.source.delete, *mapping.source.set, *mapping.source.derive, *spec.source.config):
+        _remove(target, path)
+    _rename(target, mapping, problems, where)
+    for path, value in (*mapping.target.set.items(), *spec.target.config.items()):
+        _put(target, path, copy.deepcopy(value))
+    for section, values in (("derive", mapping.target.derive), ("default", mapping.target.default)):
+        for path, expression in values.items():
+            if section == "default" and _get(target, path) not in (_MISSING, None):
+                continue
+            value = evaluate(expression, None)
+            if isinstance(value, Unresolved):
+                problems.append(Problem(f"config.target.{section}.{path}: {value.reason}", where))
+            elif value is not None:
+                _put(target, path, value)
+    for path, expression in mapping.source.derive.items():
+        present, derived = _get(config, path), evaluate(expression, target)
+        known = present is not _MISSING and present is not None and not isinstance(derived, Unresolved)
+        if known and derived != present:
+            problems.append(
+                Problem(
+                    f"{path} is {present!r}, but the way back would derive {derived!r}",
+                    where,
+                    "the spec can't express this config; its derivation or the config is wrong",
+                )
+            )
+    if problems:
+        raise ConfigError(problems)
+    return target
+
+
+def _rename(target: dict[str, Any], mapping: ConfigMapping, problems: list[Problem], where: str) -> None:
+    # All are taken out before one is put back, so that names can be exchanged.
+    moved = [(old, new, _remove(target, old)) for old, new in mapping.rename]
+    for old, new, value in moved:
+        if value is _MISSING:
+            continue
+        if _get(target, new) is not _MISSING:
+            problems.append(Problem(f"config.rename: {old} becomes {new}, but the config has a {new} already", where))
+        _put(target, new, value)
+
+
+def with_dtype(config: Mapping[str, Any], dtype: DType) -> dict[str, Any]:
+    """The config after a blanket cast: `dtype`, or `torch_dtype` in older files, says the new one."""
+    changed = dict(config)
+    for key in ("dtype", "torch_dtype"):
+        if key in changed:
+            changed[key] = torch_name(dtype)
+    return changed
+
+
+def parse_assignments(assignments: Mapping[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """The config with single values put in its place, by dotted path."""
+    changed = copy.deepcopy(config)
+    for path, value in assignments.items():
+        _put(changed, path, value)
+    return changed
+
+
+def _get(config: Mapping[str, Any], path: str) -> Any:  # noqa: ANN401 - a config holds any JSON value
+    value: Any = config
+    for key in path.split("."):
+        if not isinstance(value, Mapping) or key not in value:
+            return _MISSING
+        value = value[key]
+    return value
+
+
+def _remove(config: dict[str, Any], path: str) -> Any:  # noqa: ANN401 - as above
+    """Take a value out, and with it the mappings that this leaves empty."""
+    first, _, rest = path.partition(".")
+    if first not in config:
+        return _MISSING
+    if not rest:
+        return config.pop(first)
+    inner = config[first]
+    value = _remove(inner, rest) if isinstance(inner, dict) else _MISSING
+    if value is not _MISSING and not inner:
+        del config[first]
+    return value
+
+
+def _put(config: dict[str, Any], path: str, value: Any) -> None:  # noqa: ANN401 - as above
+    *parents, last = path.split(".")
+    holder = config
+    for key in parents:
+        inner = holder.setdefault(key, {})
+        if not isinstance(inner, dict):
+            inner = holder[key] = {}
+        holder = inner
+    holder[last] = value

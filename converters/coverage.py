@@ -1,0 +1,125 @@
+"""Drafts of the targets, and the proof that every element is used and written once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from converters.bind import BoundRule
+from converters.errors import Problem
+from converters.operations import Elementwise, Generator
+from converters.operations.cast import Cast
+from converters.operations.numeric import ARITHMETIC
+from converters.plan import Move, Source, Target
+from converters.schedule import byte_copy
+from converters.strided import StridedCopy, source_box, target_box, tiles_exactly
+from converters.tensor_info import DType, TensorInfo
+from converters.text import printable
+
+NARROWEST_CAST_BITS = 16
+"""Bits: narrower floats mean something only together with their scales, so a blanket cast leaves them alone."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """A target while the rules that make it are being collected."""
+
+    info: TensorInfo
+    rules: list[BoundRule]
+    moves: list[Move] = field(default_factory=list)
+    operations: tuple[Elementwise, ...] = ()
+    generator: Generator | None = None
+
+    def finish(self, dtype: DType | None) -> Target:
+        """The target, cast to `dtype` where a blanket cast applies to it."""
+        info = self.info
+        cast = dtype is not None and dtype is not info.dtype and info.dtype in ARITHMETIC
+        if dtype is None or not cast or info.dtype.bits < NARROWEST_CAST_BITS:
+            return Target(info, self.rules[0].number, tuple(self.moves), self.operations, self.generator)
+        operations = () if self.generator is not None else (*self.operations, Cast(dtype))
+        info = TensorInfo(info.name, info.shape, dtype)
+        return Target(info, self.rules[0].number, tuple(self.moves), operations, self.generator)
+
+
+class Coverage:
+    """Collects what rules write and read, and proves it complete."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self.drafts: dict[str, Draft] = {}
+        self.reads: dict[int, list[StridedCopy]] = {}
+        self.whole: set[int] = set()
+        """Sources that are used as a whole without being copied: dropped, or compared with another."""
+        self._proved: dict[object, bool] = {}
+
+    def draft(self, rule: BoundRule, info: TensorInfo) -> Draft | str:
+        """The draft of a target that a rule makes, or what is wrong with two rules making it."""
+        draft = self.drafts.get(info.name)
+        if draft is None:
+            draft = self.drafts[info.name] = Draft(info, [rule], operations=rule.rule.operations)
+            return draft
+        if rule in draft.rules:
+            return f"two source keys become {printable(info.name)}"
+        if draft.info == info and draft.operations == rule.rule.operations and draft.generator is None:
+            # Two rules may fill disjoint parts of one target; that they don't overlap is proved in the end.
+            draft.rules.append(rule)
+            return draft
+        other = draft.rules[0].rule
+        line = other.location.line if other.location else "?"
+        return f"both {other.path} (line {line}) and this rule make {printable(info.name)}"
+
+    def prove(self, spec_path: str) -> list[Problem]:
+        """Every element of every target written once, every element of every source used once: what isn't so."""
+        problems = [problem for draft in self.drafts.values() for problem in self._check_target(draft)]
+        for number, source in enumerate(self.sources):
+            if number in self.whole:
+                continue
+            if number not in self.reads or not self._tiles(self.reads[number], source.info.size, target=False):
+                what = f"{printable(str(source.info))}: not every element is used exactly once"
+                hint = "a block that one rule leaves out ('_') must be taken by another"
+                problems.append(Problem(what, spec_path or None, hint))
+        return problems
+
+    def _check_target(self, draft: Draft) -> list[Problem]:
+        info, rule = draft.info, draft.rules[0].rule
+        if draft.generator is not None:
+            return []
+        copies = [move.copy for move in draft.moves]
+        if not self._tiles(copies, info.size, target=True):
+            paths = " and ".join(bound.rule.path for bound in draft.rules)
+            what = f"{rule.path}: {printable(info.name)} is made by {paths}, but not every element exactly once"
+            return [Problem(what, rule.location, "each target is made once; do two rules make it, or leave a gap?")]
+        bits = info.dtype.bits
+        if bits % 8 and any(byte_copy(copy, bits) is None for copy in copies):
+            what = f"{printable(str(info))}: the layout would cut a byte in two, since an element has {bits} bits"
+            return [Problem(f"{rule.path}: {what}", rule.location)]
+        return []
+
+    def _tiles(self, copies: Sequence[StridedCopy], size: int, *, target: bool) -> bool:
+        if len(copies) == 1 and copies[0].is_range:
+            start = copies[0].target_start if target else copies[0].source_start
+            return start == 0 and copies[0].size == size
+        # Layers share their geometry, so each distinct case is proved once.
+        case = (tuple(copies), size, target)
+        if case not in self._proved:
+            box = target_box if target else source_box
+            self._proved[case] = tiles_exactly((box(copy) for copy in copies), size)
+        return self._proved[case]
+
+
+def mixed_dtypes(sources: Sequence[Source], numbers: Iterable[int]) -> str | None:
+    """What is wrong where tensors that are joined have different dtypes; None where they agree."""
+    infos = [sources[number].info for number in sorted(numbers)]
+    if len({info.dtype for info in infos}) == 1:
+        return None
+    each = ", ".join(printable(str(info)) for info in infos)
+    return f"the tensors that are joined have different dtypes: {each}"
+
+
+def unlike(sources: Sequence[Source], numbers: Iterable[int], like: TensorInfo) -> str | None:
+    """What is wrong where tensors of one term differ in shape or dtype; None where they agree."""
+    for number in numbers:
+        info = sources[number].info
+        if info.shape != like.shape or info.dtype != like.dtype:
+            return f"{printable(str(info))} is unlike {printable(str(like))}"
+    return None

@@ -1,0 +1,240 @@
+"""Runs a plan: the only place where tensor bytes move. Plain ranges pass through a small buffer and no library."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Protocol
+
+from converters.errors import CoverageError
+from converters.gather import Gatherer
+from converters.plan import Plan
+from converters.schedule import (
+    CHECK_ELEMENTS,
+    COPY_BUFFER,
+    Budget,
+    GenerateJob,
+    Job,
+    PanelJob,
+    RangeJob,
+    jobs,
+)
+from converters.storage.base import CheckpointReader, CheckpointWriter
+from converters.text import printable
+
+DEFAULT_MAX_MEMORY = 512_000_000
+"""Bytes of resident memory that a conversion may use beyond Python's own, for whatever checkpoint."""
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were just written (or compared); may be called from several threads."""
+
+
+def default_threads() -> int:
+    """Threads that copying gains from: two are enough to keep a disk busy, and a few more transposing."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+class Sink(Protocol):
+    """Where the bytes of targets go: a `CheckpointWriter`, or memory."""
+
+    def write_from(self, name: str, offset: int, data: memoryview) -> None:
+        """Take the bytes of a target from `offset` on."""
+        ...
+
+
+_local = threading.local()
+
+
+def _buffer() -> memoryview:
+    """This thread's copy buffer, made once."""
+    buffer: memoryview | None = getattr(_local, "buffer", None)
+    if buffer is None:
+        buffer = memoryview(bytearray(COPY_BUFFER))
+        _local.buffer = buffer
+    return buffer
+
+
+class Executor:
+    """Carries out the jobs of a plan, one at a time for each calling thread."""
+
+    def __init__(self, plan: Plan, reader: CheckpointReader, sink: Sink, progress: Progress) -> None:
+        self.plan = plan
+        self.reader = reader
+        self.sink = sink
+        self.progress = progress
+
+    def run(self, job: Job) -> None:
+        """Carry out one job.
+
+        Raises:
+            CheckpointError: the source can't be read, or a value can't be converted.
+            OutputError: the target can't be written.
+        """
+        if isinstance(job, RangeJob):
+            self._copy(job)
+        elif isinstance(job, PanelJob):
+            self._gather(job)
+        else:
+            self._generate(job)
+
+    def _copy(self, job: RangeJob) -> None:
+        source = self.plan.sources[job.source].info.name
+        target = self.plan.targets[job.target].info.name
+        buffer = _buffer()
+        for done in range(0, job.nbytes, COPY_BUFFER):
+            part = buffer[: min(COPY_BUFFER, job.nbytes - done)]
+            self.reader.read_into(source, job.source_offset + done, part)
+            self.sink.write_from(target, job.target_offset + done, part)
+            self.progress(len(part))
+
+    def _gather(self, job: PanelJob) -> None:
+        import numpy as np
+
+        target = self.plan.targets[job.target]
+        width = max(target.info.dtype.bits, 8) // 8
+        panel = np.empty(job.stop - job.start, dtype=f"u{width}")
+        for move in job.moves:
+            source = self.plan.sources[move.source].info
+            source_width = max(source.dtype.bits, 8) // 8
+            Gatherer(self.reader, source, target.operations, source_width).fill(panel, job.start, move)
+        self.sink.write_from(target.info.name, job.start * width, memoryview(panel.data).cast("B"))
+        self.progress(panel.nbytes)
+
+    def _generate(self, job: GenerateJob) -> None:
+        target = self.plan.targets[job.target]
+        if target.generator is None:
+            raise AssertionError("a target without a generator has no generate job")
+        raw = target.generator.generate(target.info, job.start, job.stop)
+        self.sink.write_from(target.info.name, job.start * raw.itemsize, memoryview(raw.data).cast("B"))
+        self.progress(raw.nbytes)
+
+
+def check_sources(plan: Plan, reader: CheckpointReader, progress: Progress) -> None:
+    """Compare what the plan demands to be equal, before anything is written.
+
+    Raises:
+        CoverageError: sources that only one target stands for differ, or a tensor that the other side makes anew
+            doesn't hold what it would make.
+    """
+    for check in plan.equality_checks:
+        first, second = plan.sources[check.first].info, plan.sources[check.second].info
+        offset = _first_difference(reader, first.name, second.name, first.nbytes, progress)
+        if offset is not None:
+            raise CoverageError(
+                f"{printable(first.name)} and {printable(second.name)} must be equal to become one tensor, "
+                f"but they differ from element {offset * 8 // first.dtype.bits} on",
+                plan.rules[check.rule].where,
+                "they were trained apart since they were copied, and the target has no place for both",
+            )
+    for generated in plan.generated_checks:
+        info = plan.sources[generated.source].info
+        width = info.dtype.bits // 8
+        for start in range(0, info.size, CHECK_ELEMENTS):
+            stop = min(start + CHECK_ELEMENTS, info.size)
+            data = bytearray((stop - start) * width)
+            reader.read_into(info.name, start * width, memoryview(data))
+            import numpy as np
+
+            position = generated.generator.differs(np.frombuffer(data, dtype=f"u{width}"), info, start)
+            if position is not None:
+                raise CoverageError(
+                    f"{printable(info.name)} doesn't hold what the rule fills it with, from element {position} on",
+                    plan.rules[generated.rule].where,
+                    "the target has no place for these values; drop the key by name if they don't matter",
+                )
+            progress(len(data))
+
+
+def _first_difference(reader: CheckpointReader, first: str, second: str, nbytes: int, progress: Progress) -> int | None:
+    left, right = memoryview(bytearray(COPY_BUFFER)), memoryview(bytearray(COPY_BUFFER))
+    for offset in range(0, nbytes, COPY_BUFFER):
+        length = min(COPY_BUFFER, nbytes - offset)
+        reader.read_into(first, offset, left[:length])
+        reader.read_into(second, offset, right[:length])
+        if left[:length] != right[:length]:
+            return offset + next(index for index in range(length) if left[index] != right[index])
+        progress(2 * length)
+    return None
+
+
+def execute(
+    plan: Plan, reader: CheckpointReader, writer: CheckpointWriter, budget: Budget, progress: Progress = lambda _: None
+) -> None:
+    """Write all shards of a plan, on `budget.threads` threads, in the order of the output's bytes.
+
+    Raises:
+        CheckpointError, OutputError: see `Executor.run`; nothing is finished then.
+    """
+    executor = Executor(plan, reader, writer, progress)
+    with ThreadPoolExecutor(budget.threads, thread_name_prefix="weightmap") as pool:
+        try:
+            start = 0
+            for shard_index, shard in enumerate(plan.shards):
+                stop = start + len(shard.tensors)
+                writer.start_shard(shard_index)
+                targets = range(start, stop)
+                run_jobs(
+                    pool, executor, (job for index in targets for job in jobs(plan, index, budget)), budget.threads
+                )
+                writer.finish_shard(shard_index)
+                start = stop
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    reader.check_unchanged()
+
+
+def run_jobs(pool: ThreadPoolExecutor, executor: Executor, work: Iterable[Job], threads: int) -> None:
+    """Run jobs with as few waiting as keep the threads busy: a queue of panels would be memory nobody counted."""
+    running: set[Future[None]] = set()
+    for batch in _batches(work):
+        if len(running) >= threads + 1:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+        running.add(pool.submit(_run_batch, executor, batch))
+    for future in running:
+        future.result()
+
+
+def _run_batch(executor: Executor, batch: list[Job]) -> None:
+    for job in batch:
+        executor.run(job)
+
+
+def _batches(work: Iterable[Job]) -> Iterator[list[Job]]:
+    """Small jobs travel together, so that a checkpoint of many small tensors isn't bound by the queue."""
+    batch: list[Job] = []
+    nbytes = 0
+    for job in work:
+        batch.append(job)
+        nbytes += job.nbytes if isinstance(job, RangeJob) else SMALL_BATCH
+        if nbytes >= SMALL_BATCH:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+SMALL_BATCH = 4 << 20
+"""Bytes of plain copying that are worth a trip through the queue."""
+
+
+def materialize(plan: Plan, target: int, reader: CheckpointReader, budget: Budget) -> bytearray:
+    """The bytes of one target, in memory."""
+    sink = _MemorySink(plan.targets[target].info.nbytes)
+    executor = Executor(plan, reader, sink, lambda _: None)
+    for job in jobs(plan, target, budget):
+        executor.run(job)
+    return sink.data
+
+
+class _MemorySink:
+    def __init__(self, nbytes: int) -> None:
+        self.data = bytearray(nbytes)
+
+    def write_from(self, name: str, offset: int, data: memoryview) -> None:
+        del name  # there is only one
+        self.data[offset : offset + len(data)] = data

@@ -1,0 +1,256 @@
+"""Compiled key patterns, and a trie that finds the patterns that a key matches without trying each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from converters.errors import Location, SpecError
+from converters.index_form import PLAIN, IndexForm, index_form, is_solvable, solve_index
+from converters.pattern import Choice, Hole, Index, KeyPattern, Kind, Name, Path
+
+Binding = Mapping[str, int | str]
+"""What each placeholder of a pattern stands for in one key."""
+
+
+def is_index(text: str) -> bool:
+    """Whether the text is a whole number as it is written in a key: ASCII digits, no leading zero."""
+    return text.isascii() and text.isdigit() and (text[0] != "0" or len(text) == 1) and len(text) <= 18  # noqa: PLR2004
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledHole:
+    """A placeholder's occurrence with its kind, and for an index its arithmetic, worked out."""
+
+    name: str
+    kind: Kind
+    form: IndexForm = PLAIN
+
+    def accepts(self, text: str) -> bool:
+        """Whether the text can stand here."""
+        if isinstance(self.kind, Index):
+            return is_index(text)
+        if isinstance(self.kind, Choice):
+            return text in self.kind.names
+        return bool(text)
+
+
+CompiledPart = str | CompiledHole
+
+
+class CompiledPattern:
+    """A pattern whose placeholders have their kinds, and whose dims have their values."""
+
+    def __init__(
+        self, pattern: KeyPattern, kinds: Mapping[str, Kind], dims: Mapping[str, int], location: Location | None
+    ) -> None:
+        """Compile.
+
+        Raises:
+            SpecError: a placeholder's value couldn't be worked out from a key, or its arithmetic can't be undone.
+        """
+        self.pattern = pattern
+        segments: list[tuple[CompiledPart, ...]] = []
+        for segment in pattern.segments:
+            parts = (self._compile(part, kinds, dims, location) if isinstance(part, Hole) else part for part in segment)
+            segments.append(tuple(parts))
+        self.segments = tuple(segments)
+        self.holes = [part for segment in segments for part in segment if isinstance(part, CompiledHole)]
+        self.names = tuple(dict.fromkeys(hole.name for hole in self.holes))
+        self.simple = len(self.holes) == len(self.names) and all(hole.form.plain for hole in self.holes)
+        for name in self.names:
+            forms = [hole.form for hole in self.holes if hole.name == name]
+            if not is_solvable(forms):
+                raise SpecError(
+                    f"the value of {name} can't be worked out from a key like '{pattern}'",
+                    location,
+                    f"write the remainder {{{name} % c}} beside {{{name} // c}}",
+                )
+
+    @staticmethod
+    def _compile(
+        hole: Hole, kinds: Mapping[str, Kind], dims: Mapping[str, int], location: Location | None
+    ) -> CompiledHole:
+        if hole.plain and str(hole.expression) in kinds:
+            name = str(hole.expression)
+            return CompiledHole(name, kinds[name])
+        name = next(iter(sorted(hole.expression.names() & kinds.keys())))
+        return CompiledHole(name, kinds[name], index_form(hole.expression, name, dims, location))
+
+    def bind(self, captures: Sequence[str]) -> Binding | None:
+        """What the placeholders stand for, from the text of each occurrence in order; None where they disagree."""
+        if self.simple:
+            return {
+                hole.name: int(text) if isinstance(hole.kind, Index) else text
+                for hole, text in zip(self.holes, captures, strict=True)
+            }
+        binding: dict[str, int | str] = {}
+        for name in self.names:
+            found = [(hole, text) for hole, text in zip(self.holes, captures, strict=True) if hole.name == name]
+            if isinstance(found[0][0].kind, Index):
+                index = solve_index([(hole.form, int(text)) for hole, text in found])
+                if index is None:
+                    return None
+                binding[name] = index
+            elif len({text for _, text in found}) > 1:
+                return None
+            else:
+                binding[name] = found[0][1]
+        return binding
+
+    def format(self, binding: Binding) -> str | None:
+        """The key for a binding; None where arithmetic would make a negative number."""
+        texts = []
+        for segment in self.segments:
+            written = []
+            for part in segment:
+                if isinstance(part, str):
+                    written.append(part)
+                    continue
+                value = binding[part.name]
+                if isinstance(value, int):
+                    value = part.form.value(value)
+                    if value < 0:
+                        return None
+                written.append(str(value))
+            texts.append("".join(written))
+        return ".".join(texts)
+
+    def match(self, key: str) -> Binding | None:
+        """What the placeholders stand for in this key; None where it doesn't match."""
+        trie = KeyTrie()
+        trie.add(self, 0)
+        return next((binding for _, binding in trie.match(key)), None)
+
+
+@dataclass(slots=True)
+class _Node:
+    literal: dict[str, _Node] = field(default_factory=dict)
+    computed: list[tuple[tuple[CompiledPart, ...], _Node]] = field(default_factory=list)
+    ends: list[tuple[CompiledPattern, int]] = field(default_factory=list)
+
+
+class KeyTrie:
+    """Patterns by their segments; each is added with a number that `match` gives back."""
+
+    def __init__(self) -> None:
+        self.root = _Node()
+        self.dotted: list[tuple[CompiledPattern, int]] = []
+
+    def add(self, pattern: CompiledPattern, number: int) -> None:
+        """Add a pattern."""
+        if any(isinstance(hole.kind, Path) for hole in pattern.holes):
+            self.dotted.append((pattern, number))
+            return
+        node = self.root
+        for segment in pattern.segments:
+            if len(segment) == 1 and isinstance(segment[0], str):
+                node = node.literal.setdefault(segment[0], _Node())
+                continue
+            for known, child in node.computed:
+                if known == segment:
+                    node = child
+                    break
+            else:
+                child = _Node()
+                node.computed.append((segment, child))
+                node = child
+        node.ends.append((pattern, number))
+
+    def match(self, key: str) -> list[tuple[int, Binding]]:
+        """The numbers of all patterns that the key matches, and what their placeholders stand for."""
+        segments = key.split(".")
+        found: list[tuple[int, Binding]] = []
+        stack: list[tuple[_Node, int, tuple[str, ...]]] = [(self.root, 0, ())]
+        while stack:
+            node, depth, captures = stack.pop()
+            if depth == len(segments):
+                for pattern, number in node.ends:
+                    binding = pattern.bind(captures)
+                    if binding is not None:
+                        found.append((number, binding))
+                continue
+            text = segments[depth]
+            child = node.literal.get(text)
+            if child is not None:
+                stack.append((child, depth + 1, captures))
+            for parts, computed in node.computed:
+                captured = match_segment(parts, text)
+                if captured is not None:
+                    stack.append((computed, depth + 1, captures + captured))
+        for pattern, number in self.dotted:
+            binding = _match_dotted(pattern, segments)
+            if binding is not None:
+                found.append((number, binding))
+        return found
+
+
+def match_segment(parts: tuple[CompiledPart, ...], text: str) -> tuple[str, ...] | None:
+    """The text of each placeholder in one segment; None where the segment doesn't match.
+
+    Literals between placeholders are found from the left; patterns have text between any two placeholders.
+    """
+    if len(parts) == 1:
+        part = parts[0]
+        if isinstance(part, str):
+            return () if part == text else None
+        return (text,) if part.accepts(text) else None
+    head = parts[0]
+    if isinstance(head, str):
+        return match_segment(parts[1:], text[len(head) :]) if text.startswith(head) else None
+    separator = parts[1]
+    if not isinstance(separator, str):
+        raise AssertionError("the parser refuses placeholders that touch")  # noqa: TRY004 - a bug, not a wrong type
+    position = text.find(separator)
+    while position >= 0:
+        if head.accepts(text[:position]):
+            if len(parts) == 2:  # noqa: PLR2004 - the separator ends the segment
+                if position + len(separator) == len(text):
+                    return (text[:position],)
+            else:
+                rest = match_segment(parts[2:], text[position + len(separator) :])
+                if rest is not None:
+                    return (text[:position], *rest)
+        position = text.find(separator, position + 1)
+    return None
+
+
+def _match_dotted(pattern: CompiledPattern, segments: Sequence[str]) -> Binding | None:
+    """Match a pattern with one dotted placeholder: what stands before it, what stands after it, and the rest."""
+    position = next(
+        index
+        for index, segment in enumerate(pattern.segments)
+        if any(isinstance(part, CompiledHole) and isinstance(part.kind, Path) for part in segment)
+    )
+    after = len(pattern.segments) - position - 1
+    if len(segments) <= position + after:
+        return None
+    dotted = ".".join(segments[position : len(segments) - after])
+    texts = [*segments[:position], dotted, *segments[len(segments) - after :]]
+    captures: tuple[str, ...] = ()
+    for parts, text in zip(pattern.segments, texts, strict=True):
+        captured = match_segment(parts, text)
+        if captured is None:
+            return None
+        captures += captured
+    return pattern.bind(captures)
+
+
+def matches_drop(pattern: str, key: str) -> bool:
+    """Whether a key matches a `drop` pattern, in which `*` stands for any text, dots included."""
+    first, *rest = pattern.split("*")
+    if not rest:
+        return key == pattern
+    if not key.startswith(first):
+        return False
+    *middle, last = rest
+    position = len(first)
+    for text in middle:
+        position = key.find(text, position)
+        if position < 0:
+            return False
+        position += len(text)
+    return key.endswith(last) and len(key) - len(last) >= position
+
+
+__all__ = ["Binding", "CompiledPattern", "KeyTrie", "Name", "is_index", "match_segment", "matches_drop"]

@@ -1,0 +1,40 @@
+"""Finding specs: a file, or one of those that are shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converters.errors import SpecError
+from converters.spec import Spec
+from converters.spec_file import load_spec_file
+
+
+def shipped_directory() -> Path:
+    """The directory of the shipped specs."""
+    import mappings
+
+    return Path(next(iter(mappings.__path__)))
+
+
+def shipped_specs() -> tuple[Path, ...]:
+    """The files of the shipped specs, by name."""
+    return tuple(sorted(shipped_directory().glob("*.yaml")))
+
+
+def load_spec(name: Path | str) -> Spec:
+    """Load a mapping spec: the file of this name, or else the shipped spec of this name, with `.yaml` or without.
+
+    Raises:
+        SpecError: there is none, or it isn't valid; with all its problems, each with file, line and column.
+    """
+    path = Path(name)
+    if path.exists():
+        return load_spec_file(path)
+    by_stem = {shipped.stem: shipped for shipped in shipped_specs()}
+    shipped = by_stem.get(path.name.removesuffix(".yaml")) if path.name == str(name) else None
+    if shipped is None:
+        raise SpecError(
+            f"there is no spec {str(name)!r}, neither as a file nor among the shipped ones",
+            hint=f"shipped are: {', '.join(by_stem)}",
+        )
+    return load_spec_file(shipped)

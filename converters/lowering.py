@@ -1,0 +1,153 @@
+"""From the layouts of a rule and the shapes of its tensors to strided copies: the algebra at the heart of the tool.
+
+A layout cuts a tensor into leaves: one for each choice of blocks, each a product of named axes. The leaves of the
+source side and those of the target side are the same sets of elements, found by their labels, so each pair of leaves
+is one strided copy for each combination of indices that live in keys.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from converters.axis_merge import merge_unknown
+from converters.axis_sizes import UnsolvedError, linear_size, solve_sizes
+from converters.leaves import Leaf, Problems, Side
+from converters.operands import LayoutMismatchError, Operand, expand_rest
+from converters.strided import StridedCopy, strided_copy
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One copy between the tensor of a source operand and that of a target operand.
+
+    `source_index` and `target_index` give the coordinates along the operands' `key_axes`.
+    """
+
+    source: int
+    source_index: tuple[int, ...]
+    target: int
+    target_index: tuple[int, ...]
+    copy: StridedCopy
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """What a rule does to tensors of given shapes.
+
+    Attributes:
+        target_shapes: one for each target operand.
+        pieces: the copies.
+        sizes: the size of every axis, those worked out from the shapes among them.
+    """
+
+    target_shapes: tuple[tuple[int, ...], ...]
+    pieces: tuple[Piece, ...]
+    sizes: Mapping[str, int]
+
+
+def lower(
+    sources: Sequence[Operand],
+    source_shapes: Sequence[tuple[int, ...]],
+    targets: Sequence[Operand],
+    sizes: Mapping[str, int],
+) -> Lowered:
+    """Lower one instance of a rule.
+
+    Args:
+        sources: the source operands.
+        source_shapes: the shape of each one's tensors.
+        targets: the target operands; their shapes come out.
+        sizes: known axis sizes, those of all key axes among them.
+
+    Raises:
+        LayoutMismatchError: sizes don't add up, or the two sides don't name the same elements.
+    """
+    try:
+        solved, rest = solve_sizes(sources, source_shapes, sizes)
+    except UnsolvedError as unsolved:
+        sources, targets = _merged(sources, targets, frozenset(sizes))
+        try:
+            solved, rest = solve_sizes(sources, source_shapes, sizes)
+        except UnsolvedError:
+            raise unsolved from None
+    problems: Problems = []
+    for operand in targets:
+        missing = sorted(operand.layout.axis_names() - solved.keys())
+        if missing:
+            problems.append((operand, f"nothing gives the size of {', '.join(missing)} in '{operand.layout}'"))
+    if problems:
+        raise LayoutMismatchError(problems)
+    source_side = Side(sources, targets, solved, rest, problems)
+    target_side = Side(targets, sources, solved, rest, problems)
+    source_side.check_against(target_side, "goes nowhere", problems)
+    target_side.check_against(source_side, "comes from nowhere", problems)
+    pieces: list[Piece] = []
+    for labels, (source, source_leaf) in source_side.leaves.items():
+        if labels in target_side.leaves:
+            target, target_leaf = target_side.leaves[labels]
+            ends = _End(source, sources[source], source_leaf), _End(target, targets[target], target_leaf)
+            pieces.extend(_pieces(*ends, solved, problems))
+    if problems:
+        raise LayoutMismatchError(problems)
+    shapes = tuple(
+        tuple(linear_size(item, solved)[0] for item in expand_rest(operand.layout, rest)) for operand in targets
+    )
+    return Lowered(shapes, tuple(pieces), solved)
+
+
+def _merged(
+    sources: Sequence[Operand], targets: Sequence[Operand], known: frozenset[str]
+) -> tuple[list[Operand], list[Operand]]:
+    layouts = merge_unknown([operand.layout for operand in [*sources, *targets]], known)
+    operands = [replace(operand, layout=layout) for operand, layout in zip([*sources, *targets], layouts, strict=True)]
+    return operands[: len(sources)], operands[len(sources) :]
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """One end of a pair of leaves: its operand, by number too, and the leaf in it."""
+
+    number: int
+    operand: Operand
+    leaf: Leaf
+
+    def strides(self) -> dict[str, int]:
+        """The stride of each axis that lives in the tensor."""
+        return {name: stride for name, _, stride in self.leaf.axes}
+
+    def names(self) -> frozenset[str]:
+        """All axes, those in the key included."""
+        return frozenset(self.strides()) | frozenset(self.operand.key_axes)
+
+
+def _pieces(source: _End, target: _End, sizes: Mapping[str, int], problems: Problems) -> list[Piece]:
+    for end, other in ((target, source), (source, target)):
+        missing = sorted(other.names() - end.names())
+        if missing:
+            what = f"axis {', '.join(missing)} of '{other.operand.layout}' is not in '{end.operand.layout}'"
+            problems.append((end.operand, what))
+    if source.names() != target.names():
+        return []
+    reads, writes = source.strides(), target.strides()
+    box = [(size, reads[name], writes[name]) for name, size, _ in source.leaf.axes if name in writes]
+    if any(size == 0 for size, _, _ in box):
+        return []
+    in_keys = list(dict.fromkeys([*source.operand.key_axes, *target.operand.key_axes]))
+    pieces = []
+    for values in itertools.product(*(range(sizes[name]) for name in in_keys)):
+        at = dict(zip(in_keys, values, strict=True))
+        # An axis that lives in one side's key is a position in the other side's tensor.
+        source_start = source.leaf.start + sum(at[name] * reads[name] for name in in_keys if name in reads)
+        target_start = target.leaf.start + sum(at[name] * writes[name] for name in in_keys if name in writes)
+        pieces.append(
+            Piece(
+                source.number,
+                tuple(at[name] for name in source.operand.key_axes),
+                target.number,
+                tuple(at[name] for name in target.operand.key_axes),
+                strided_copy(box, source_start, target_start),
+            )
+        )
+    return pieces

@@ -1,0 +1,87 @@
+"""`cast`: the same values in another floating dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from converters.errors import CheckpointError, CoverageError
+from converters.operations import OneWay
+from converters.operations.numeric import ARITHMETIC, decode, encode, float_dtype
+from converters.tensor_info import DType
+
+if TYPE_CHECKING:
+    from converters.operations import Array
+
+# Mantissa and exponent bits; a wider dtype in both holds every value of the narrower one.
+_BITS = {
+    DType.F64: (52, 11),
+    DType.F32: (23, 8),
+    DType.F16: (10, 5),
+    DType.BF16: (7, 8),
+    DType.F8_E4M3: (3, 4),
+    DType.F8_E5M2: (2, 5),
+}
+
+
+def widens(source: DType, target: DType) -> bool:
+    """Whether every value of `source` is a value of `target`."""
+    if source not in _BITS or target not in _BITS:
+        return source is target
+    return all(wide >= narrow for wide, narrow in zip(_BITS[target], _BITS[source], strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Cast to `target`; `source`, where the spec names it, is what the way back casts to."""
+
+    target: DType
+    source: DType | None = None
+
+    @property
+    def exactness(self) -> str:
+        if self.source is None:
+            return "one-way"
+        return "exact" if widens(self.source, self.target) else "approximate"
+
+    def inverse(self) -> Cast | OneWay:
+        if self.source is None:
+            return OneWay(
+                f"'cast: {self.target}' doesn't say what the source's dtype was; "
+                f"write 'cast: {{from: F16, to: {self.target}}}' with the dtype to go back to"
+            )
+        return Cast(self.source, self.target)
+
+    def output_dtype(self, dtype: DType) -> DType:
+        if self.source is not None and dtype is not self.source:
+            raise CoverageError(f"the cast is from {self.source}, but the tensor is {dtype}")
+        if dtype is not self.target and (dtype not in ARITHMETIC or self.target not in ARITHMETIC):
+            raise CoverageError(f"there is no cast from {dtype} to {self.target}: only floating dtypes are cast")
+        return self.target
+
+    def apply(self, raw: Array, dtype: DType, name: str) -> Array:
+        import numpy as np
+
+        if dtype is self.target:
+            return raw
+        values = decode(raw, dtype)
+        cast = encode(values, self.target)
+        if not widens(dtype, self.target):
+            with np.errstate(all="ignore"):
+                lost = np.isfinite(values) & ~np.isfinite(cast.view(float_dtype(self.target)))
+            if lost.any():
+                worst = float(np.abs(values[lost].astype(np.float64)).max())
+                raise CheckpointError(
+                    f"{int(lost.sum())} values don't fit {self.target}: the largest is {worst:.6g}",
+                    name,
+                    "cast to a dtype with a wider range, such as BF16 or F32",
+                )
+        return cast
+
+    def to_json(self) -> dict[str, object]:
+        return {"operation": "cast", "from": self.source.label if self.source else None, "to": self.target.label}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cast:
+        return cls(DType[data["to"]], DType[data["from"]] if data["from"] else None)

@@ -1,0 +1,72 @@
+"""`fill`: a target tensor that no source tensor gives, made from its shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from converters.operations.numeric import ARITHMETIC, decode, encode, raw_dtype
+from converters.tensor_info import TensorInfo
+
+if TYPE_CHECKING:
+    from converters.operations import Array
+
+VALUES = ("zeros", "ones", "arange", "sinusoidal")
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Fill with `zeros`, `ones`, `arange` (0, 1, 2, ... in row-major order) or `sinusoidal` positions."""
+
+    value: str
+
+    def generate(self, info: TensorInfo, start: int, stop: int) -> Array:
+        """See `Generator.generate`. `sinusoidal` takes `[positions, ..., features]` with ones between.
+
+        Formula of `sinusoidal`: Vaswani et al. 2017, section 3.5, with sines and cosines interleaved; angles are
+        computed in float64 and rounded once.
+        """
+        import numpy as np
+
+        values: Array
+        match self.value:
+            case "zeros":
+                values = np.zeros(stop - start)
+            case "ones":
+                values = np.ones(stop - start)
+            case "arange":
+                values = np.arange(start, stop)
+            case _:
+                features = info.shape[-1]
+                flat = np.arange(start, stop)
+                position, feature = flat // features, flat % features
+                angle = position * np.exp(-math.log(10_000.0) / features * (feature - feature % 2))
+                values = np.where(feature % 2 == 0, np.sin(angle), np.cos(angle))
+        if info.dtype in ARITHMETIC:
+            return encode(values.astype(np.float64), info.dtype)
+        signed = "i" if info.dtype.label[0] == "I" else "u"
+        return values.astype(f"{signed}{info.dtype.bits // 8}").view(raw_dtype(info.dtype))
+
+    def differs(self, raw: Array, info: TensorInfo, start: int) -> int | None:
+        import numpy as np
+
+        expected = self.generate(info, start, start + raw.size)
+        if self.value != "sinusoidal":
+            wrong = raw != expected
+        else:
+            # A model that computes its positions in float32 carries an error that grows with the angle.
+            position = (start + np.arange(raw.size)) // info.shape[-1]
+            width = {"F64": 2.0**-23, "F32": 2.0**-23, "F16": 2.0**-10}.get(info.dtype.label, 2.0**-7)
+            allowed = width + (position + 1) * 2.0**-21
+            found, wanted = (decode(bits, info.dtype).astype(np.float64) for bits in (raw, expected))
+            wrong = ~(np.abs(found - wanted) <= allowed)
+        return start + int(wrong.argmax()) if wrong.any() else None
+
+    def to_json(self) -> dict[str, object]:
+        return {"operation": "fill", "value": self.value}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Fill:
+        return cls(data["value"])

@@ -1,0 +1,243 @@
+"""How the engine cuts a plan into jobs that fit the memory budget; pure, so that `plan` can tell the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from converters.errors import MemoryBudgetError
+from converters.plan import Move, Plan, Target
+from converters.strided import StridedCopy, indices_within, stretches
+
+COPY_BUFFER = 1 << 20
+"""Bytes of the buffer through which a plain range goes: small enough to stay in cache."""
+
+LARGE_PANEL = 64 << 20
+"""Largest panel in bytes, where a rearrangement gains from more (a transpose reads longer runs)."""
+
+SMALL_PANEL = 4 << 20
+"""Panel in bytes where the runs are long anyway."""
+
+LONG_RUN = 16 << 10
+"""Runs of so many bytes are read one by one at full speed."""
+
+SLAB = 2 << 20
+"""Bytes read at once where runs are short: a stretch of the source that is then taken apart in memory."""
+
+COMPUTED_CHUNK = 256 << 10
+"""Elements that an operation works on at once; its temporaries take up to 24 bytes an element."""
+
+COMPUTED_OVERHEAD = 24 * COMPUTED_CHUNK
+
+MINIMUM_BUDGET = 16 << 20
+"""Bytes: below this there is no room for Python's own working memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class RangeJob:
+    """Copy `nbytes` plain bytes from a source to the target, through a small buffer."""
+
+    target: int
+    source: int
+    source_offset: int
+    target_offset: int
+    nbytes: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it needs at its peak."""
+        return min(self.nbytes, COPY_BUFFER)
+
+
+@dataclass(frozen=True, slots=True)
+class PanelJob:
+    """Gather a contiguous stretch of a target in memory, element `start` to `stop`, and write it once."""
+
+    target: int
+    start: int
+    stop: int
+    moves: tuple[Move, ...]
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateJob:
+    """Make the elements `start` to `stop` of a target that has no source."""
+
+    target: int
+    start: int
+    stop: int
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it needs at its peak."""
+        return 40 * (self.stop - self.start)
+
+
+Job = RangeJob | PanelJob | GenerateJob
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Memory in bytes for tensor data in flight, and the threads that share it."""
+
+    max_memory: int
+    threads: int
+
+    @property
+    def panel(self) -> int:
+        """Bytes of the largest panel that one thread may hold, beside what it reads it through."""
+        if self.max_memory < MINIMUM_BUDGET:
+            raise MemoryBudgetError(
+                f"a memory budget of {self.max_memory:,} bytes is too small",
+                hint=f"--max-memory must be at least {MINIMUM_BUDGET // 1_000_000} MB",
+            )
+        share = self.max_memory // self.threads - SLAB - COMPUTED_OVERHEAD
+        return max(1 << 20, min(LARGE_PANEL, share))
+
+
+def byte_copy(copy: StridedCopy, bits: int) -> StridedCopy | None:
+    """The same copy of elements narrower than a byte in bytes; None where it would cut a byte in two."""
+    if not copy.shape:
+        return None
+    counts = (*copy.source_strides[:-1], *copy.target_strides[:-1], copy.source_start, copy.target_start, copy.run)
+    if copy.run == 1 or any(count * bits % 8 for count in counts):
+        return None
+    return StridedCopy(
+        (*copy.shape[:-1], copy.run * bits // 8),
+        copy.source_start * bits // 8,
+        (*(stride * bits // 8 for stride in copy.source_strides[:-1]), 1),
+        copy.target_start * bits // 8,
+        (*(stride * bits // 8 for stride in copy.target_strides[:-1]), 1),
+    )
+
+
+def jobs(plan: Plan, target_index: int, budget: Budget) -> Iterator[Job]:
+    """The jobs that write one target, in order of its bytes; together they write each byte once."""
+    target = plan.targets[target_index]
+    if target.generator is not None:
+        step = 1 << 18
+        for start in range(0, target.info.size, step):
+            yield GenerateJob(target_index, start, min(start + step, target.info.size))
+        return
+    bits = target.info.dtype.bits
+    moves = target.moves
+    if bits % 8:
+        # The planner has refused whatever would cut a byte in two.
+        moves = tuple(Move(move.source, copy) for move in moves if (copy := byte_copy(move.copy, bits)))
+    width = max(bits, 8) // 8
+    for stretch in stretches(moves, key=lambda move: (move.copy.target_start, move.copy.target_span)):
+        first = stretch[0]
+        if len(stretch) == 1 and first.copy.is_range and not target.operations:
+            yield RangeJob(
+                target_index,
+                first.source,
+                first.copy.source_start * width,
+                first.copy.target_start * width,
+                first.copy.size * width,
+            )
+            continue
+        limit = _panel_limit(stretch, target, width, budget)
+        for start, stop, panel in _panels(stretch, max(1, limit // width)):
+            yield PanelJob(target_index, start, stop, panel, _panel_memory(stop - start, panel, target, width))
+
+
+def _panel_limit(stretch: Sequence[Move], target: Target, width: int, budget: Budget) -> int:
+    """A larger panel pays only where short runs would grow with it."""
+    if target.operations:
+        return min(SMALL_PANEL, budget.panel)
+    long_runs = all(move.copy.run * width >= LONG_RUN for move in stretch)
+    return min(SMALL_PANEL, budget.panel) if long_runs else budget.panel
+
+
+def _panel_memory(elements: int, panel: Sequence[Move], target: Target, width: int) -> int:
+    memory = elements * width
+    if target.operations:
+        return memory + SLAB + COMPUTED_OVERHEAD
+    if any(move.copy.run * width < LONG_RUN for move in panel):
+        memory += min(SLAB, max(move.copy.source_span for move in panel) * width)
+    return memory
+
+
+def _panels(stretch: Sequence[Move], limit: int) -> Iterator[tuple[int, int, tuple[Move, ...]]]:
+    """Cut a stretch into contiguous panels of at most `limit` elements, along the axes that its copies share."""
+    start = min(move.copy.target_start for move in stretch)
+    stop = max(move.copy.target_start + move.copy.target_span for move in stretch)
+    if stop - start <= limit:
+        yield start, stop, tuple(stretch)
+        return
+    outer = {(move.copy.shape[0], move.copy.target_strides[0]) if move.copy.shape else (1, 0) for move in stretch}
+    count, stride = max(outer, key=lambda axis: axis[1])
+    if len(outer) > 1:
+        yield from _window_panels(stretch, start, stop, stride, limit)
+        return
+    step = max(1, limit // stride)
+    for first in range(0, count, step):
+        last = min(first + step, count)
+        narrowed = [Move(move.source, move.copy.narrow(0, first, last)) for move in stretch]
+        if stride <= limit:
+            yield start + first * stride, start + last * stride, tuple(narrowed)
+            continue
+        inner = [Move(move.source, _drop_outer(move.copy)) for move in narrowed]
+        for group in stretches(inner, key=lambda move: (move.copy.target_start, move.copy.target_span)):
+            yield from _panels(group, limit)
+
+
+def _window_panels(
+    stretch: Sequence[Move], start: int, stop: int, length: int, limit: int
+) -> Iterator[tuple[int, int, tuple[Move, ...]]]:
+    """The panels of a stretch whose copies don't share an outermost axis, window by window as it was proved."""
+    for window in range(start, stop, length):
+        inside = []
+        for move in stretch:
+            copy = move.copy
+            indices = indices_within(
+                copy.shape, copy.target_strides, copy.target_start, window, min(window + length, stop)
+            )
+            if indices is None:
+                raise AssertionError("coverage was proved, so no copy straddles a window")
+            first, last = indices
+            if first < last:
+                inside.append(Move(move.source, _narrow_outer(copy, first, last)))
+        for group in stretches(inside, key=lambda move: (move.copy.target_start, move.copy.target_span)):
+            yield from _panels(group, limit)
+
+
+def _narrow_outer(copy: StridedCopy, first: int, last: int) -> StridedCopy:
+    if not copy.shape:
+        return copy
+    narrowed = copy.narrow(0, first, last)
+    return _drop_outer(narrowed) if last - first == 1 else narrowed
+
+
+def _drop_outer(copy: StridedCopy) -> StridedCopy:
+    return StridedCopy(
+        copy.shape[1:], copy.source_start, copy.source_strides[1:], copy.target_start, copy.target_strides[1:]
+    )
+
+
+def peak_memory(plan: Plan, budget: Budget) -> int:
+    """Bytes of tensor data that the engine will hold at most: the largest jobs, as many as there are threads."""
+    largest = [0] * budget.threads
+    seen: dict[object, int] = {}
+    for index, target in enumerate(plan.targets):
+        # Layers share their geometry, and with it their largest job.
+        key = (
+            target.info.dtype,
+            target.operations,
+            target.generator,
+            target.info.size,
+            tuple(m.copy for m in target.moves),
+        )
+        if key not in seen:
+            seen[key] = max((job.memory for job in jobs(plan, index, budget)), default=0)
+        largest = sorted([*largest, seen[key]])[1:]
+    if plan.equality_checks:
+        largest = sorted([*largest, 2 * COPY_BUFFER])[1:]
+    if plan.generated_checks:
+        largest = sorted([*largest, 80 * CHECK_ELEMENTS])[1:]
+    return sum(largest)
+
+
+CHECK_ELEMENTS = 1 << 16
+"""Elements of a generated tensor that are made and compared at once."""

@@ -1,0 +1,251 @@
+"""YAML to `Spec`: every problem of a file at once, each with its line and what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converters.dims import Expression, parse_expression
+from converters.errors import Location, Problem, SpecError
+from converters.pattern import Kind, parse_kind
+from converters.rule_file import read_rename, read_rule
+from converters.spec import (
+    LANGUAGE_VERSION,
+    ConfigMapping,
+    ConfigSide,
+    Dim,
+    Drop,
+    Note,
+    Rule,
+    Side,
+    Spec,
+    digest_of,
+)
+from converters.spec_check import check_spec
+from converters.spec_nodes import Reader
+from converters.yaml_nodes import MappingNode, Node, ScalarNode, load_yaml, read_yaml_bytes, to_plain
+
+TOP = (
+    "weightmap",
+    "name",
+    "description",
+    "source",
+    "target",
+    "strip_prefix",
+    "dims",
+    "placeholders",
+    "rename",
+    "rules",
+    "drop",
+    "config",
+    "notes",
+)
+
+
+def load_spec_file(path: Path) -> Spec:
+    """Read a spec from a YAML file.
+
+    Raises:
+        SpecError: with all the problems of the file, each with file, line and column.
+    """
+    return parse_spec(read_yaml_bytes(path), str(path))
+
+
+def parse_spec(text: bytes | str, path: str = "<spec>") -> Spec:
+    """Read a spec from YAML text; `path` is what messages call it.
+
+    Raises:
+        SpecError: with all the problems of the text, each with file, line and column.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    reader = Reader()
+    spec = _Parser(reader).spec(load_yaml(data, path), path, digest_of(data))
+    if spec is not None and not reader.problems:
+        reader.problems.extend(check_spec(spec))
+    if reader.problems or spec is None:
+        raise SpecError(sorted(reader.problems, key=_position))
+    return spec
+
+
+def _position(problem: Problem) -> tuple[int, int]:
+    return (problem.where.line, problem.where.column) if isinstance(problem.where, Location) else (0, 0)
+
+
+class _Parser:
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def spec(self, root: Node, path: str, digest: str) -> Spec | None:
+        top = self.reader.mapping(root, "a spec")
+        if top is None:
+            return None
+        self.reader.known_keys(top, TOP, "a spec")
+        self._version(top)
+        source, target = self._side(top, "source"), self._side(top, "target")
+        drop = self._drop(top.get("drop"))
+        strip = self.reader.texts(top.get("strip_prefix"), "strip_prefix")
+        source = Side(source.layout, source.config, source.strip_prefix + strip, source.drop + drop)
+        dims = self._dims(top.get("dims"))
+        names = frozenset(dim.name for dim in dims)
+        rules: list[Rule] = []
+        for key, value in self.reader.entries(top.get("rename"), "rename"):
+            renamed = self.reader.attempt(read_rename, self.reader, key, value)
+            if renamed is not None:
+                rules.append(renamed)
+        for index, node in enumerate(self.reader.items(top.get("rules"), "rules")):
+            rule = read_rule(self.reader, node, f"rules[{index}]")
+            if rule is not None:
+                rules.append(rule)
+        if not rules and not self.reader.problems:
+            self.reader.problem("a spec without rules maps nothing", root, "add 'rename:' or 'rules:'")
+        name_node = top.get("name")
+        return Spec(
+            name=self.reader.text(name_node, "name") or Path(path).stem,
+            source=source,
+            target=target,
+            rules=tuple(rules),
+            dims=dims,
+            placeholders=self._placeholders(top.get("placeholders"), names),
+            config=self._config(top.get("config")),
+            notes=self._notes(top.get("notes")),
+            description=self.reader.text(top.get("description"), "description") or "",
+            path=path,
+            digest=digest,
+        )
+
+    def _version(self, top: MappingNode) -> None:
+        node = top.get("weightmap")
+        if node is None:
+            self.reader.problem(
+                "'weightmap' is missing: the version of the language", top, f"add 'weightmap: {LANGUAGE_VERSION}'"
+            )
+        elif not isinstance(node, ScalarNode) or node.value != LANGUAGE_VERSION or isinstance(node.value, bool):
+            self.reader.problem(f"this weightmap reads version {LANGUAGE_VERSION} of the language", node)
+
+    def _side(self, top: MappingNode, name: str) -> Side:
+        node = top.get(name)
+        if node is None:
+            self.reader.problem(f"'{name}' is missing", top, f"add '{name}: {{layout: NAME}}'")
+            return Side("")
+        mapping = self.reader.mapping(node, name)
+        if mapping is None:
+            return Side("")
+        self.reader.known_keys(mapping, ("layout", "config", "strip_prefix", "drop"), name)
+        layout = self.reader.text(mapping.get("layout"), f"{name}.layout")
+        if layout is None:
+            self.reader.problem(f"'{name}.layout' is missing", mapping, "name the layout, such as hf/phi")
+        config = mapping.get("config")
+        checked = self.reader.mapping(config, f"{name}.config") if config is not None else None
+        plain = to_plain(checked) if checked is not None else {}
+        return Side(
+            layout or "",
+            plain if isinstance(plain, dict) else {},
+            self.reader.texts(mapping.get("strip_prefix"), f"{name}.strip_prefix"),
+            self._drop(mapping.get("drop")),
+        )
+
+    def _drop(self, node: Node | None) -> tuple[Drop, ...]:
+        drops = []
+        for key, value in self.reader.entries(node, "drop"):
+            reason = self.reader.text(value, f"the reason to drop {key.text}")
+            if not reason:
+                self.reader.problem(
+                    f"dropping {key.text!r} needs a reason", key, f'write {key.text!r}: "why nobody will miss it"'
+                )
+            else:
+                drops.append(Drop(str(key.value), reason, key.location))
+        return tuple(drops)
+
+    def _expression(self, node: Node | None, what: str) -> Expression | None:
+        if isinstance(node, ScalarNode) and isinstance(node.value, (str, int, float)):
+            return self.reader.attempt(parse_expression, node.text, node.location)
+        if node is not None:
+            self.reader.problem(f"{what} must be a number or an expression", node)
+        return None
+
+    def _dims(self, node: Node | None) -> tuple[Dim, ...]:
+        dims = []
+        for key, value in self.reader.entries(node, "dims"):
+            name = str(key.value)
+            if not (name.isidentifier() and name.isascii()) or name in ("config", "target_config"):
+                self.reader.problem(f"{name!r} is no name for a dim", key, "use a name such as H or head_dim")
+            expression = self._expression(value, f"dims.{name}")
+            if expression is not None:
+                dims.append(Dim(name, expression, value.location))
+        return tuple(dims)
+
+    def _placeholders(self, node: Node | None, dims: frozenset[str]) -> tuple[tuple[str, Kind], ...]:
+        kinds = []
+        for key, value in self.reader.entries(node, "placeholders"):
+            name = str(key.value)
+            if name in dims:
+                self.reader.problem(f"{name!r} is a dim already", key, "give the placeholder another name")
+            if not isinstance(value, ScalarNode):
+                self.reader.problem(f"placeholders.{name} must be a kind such as 0..L or weight|bias", value)
+                continue
+            kind = self.reader.attempt(parse_kind, value.text, value.location)
+            if kind is not None:
+                kinds.append((name, kind))
+        return tuple(kinds)
+
+    def _config(self, node: Node | None) -> ConfigMapping | None:
+        if node is None:
+            return None
+        mapping = self.reader.mapping(node, "config")
+        if mapping is None:
+            return None
+        self.reader.known_keys(mapping, ("rename", "source", "target"), "config")
+        rename = []
+        for key, value in self.reader.entries(mapping.get("rename"), "config.rename"):
+            new = self.reader.text(value, f"config.rename.{key.text}")
+            if new is not None:
+                rename.append((str(key.value), new))
+        return ConfigMapping(
+            tuple(rename),
+            self._config_side(mapping.get("source"), "source"),
+            self._config_side(mapping.get("target"), "target"),
+        )
+
+    def _config_side(self, node: Node | None, name: str) -> ConfigSide:
+        if node is None:
+            return ConfigSide()
+        mapping = self.reader.mapping(node, f"config.{name}")
+        if mapping is None:
+            return ConfigSide()
+        self.reader.known_keys(mapping, ("set", "derive", "default", "delete"), f"config.{name}")
+        derive = self._expressions(mapping.get("derive"), f"config.{name}.derive")
+        default = self._expressions(mapping.get("default"), f"config.{name}.default")
+        delete = {}
+        for key, value in self.reader.entries(mapping.get("delete"), f"config.{name}.delete"):
+            reason = self.reader.text(value, f"the reason to delete {key.text}")
+            if not reason:
+                self.reader.problem(f"deleting {key.text!r} from the config needs a reason", key)
+            else:
+                delete[str(key.value)] = reason
+        values = {
+            str(key.value): to_plain(value)
+            for key, value in self.reader.entries(mapping.get("set"), f"config.{name}.set")
+        }
+        return ConfigSide(values, derive, default, delete)
+
+    def _expressions(self, node: Node | None, what: str) -> dict[str, Expression]:
+        found = {}
+        for key, value in self.reader.entries(node, what):
+            expression = self._expression(value, f"{what}.{key.text}")
+            if expression is not None:
+                found[str(key.value)] = expression
+        return found
+
+    def _notes(self, node: Node | None) -> tuple[Note, ...]:
+        notes = []
+        for item in self.reader.items(node, "notes"):
+            mapping = self.reader.mapping(item, "a note")
+            if mapping is None:
+                continue
+            self.reader.known_keys(mapping, ("say", "when"), "a note")
+            say = self.reader.text(mapping.get("say"), "say")
+            if not say:
+                self.reader.problem("a note needs 'say'", item)
+                continue
+            when = mapping.get("when")
+            notes.append(Note(say, self._expression(when, "when") if when is not None else None, item.location))
+        return tuple(notes)

@@ -1,0 +1,74 @@
+"""A checkpoint in memory that speaks the storage protocols, so that properties can be tried thousands of times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from converters.sharding import Shard
+from converters.tensor_info import TensorInfo
+
+
+class MemoryReader:
+    """Tensors as bytes, by name."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], data: Mapping[str, bytes]) -> None:
+        self.path = Path("memory")
+        self.tensors = tensors
+        self.data = data
+        self.file_of = dict.fromkeys(tensors, "memory")
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        part = self.data[name][offset : offset + len(buffer)]
+        assert len(part) == len(buffer), f"read past the end of {name}"
+        buffer[:] = part
+
+    def check_unchanged(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class MemoryWriter:
+    """Collects what is written, and refuses to take a byte twice."""
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.tensors = {info.name: info for shard in shards for info in shard.tensors}
+        self.data = {name: bytearray(info.nbytes) for name, info in self.tensors.items()}
+        self.written = {name: bytearray(info.nbytes) for name, info in self.tensors.items()}
+
+    def start_shard(self, shard: int) -> None:
+        pass
+
+    def write_from(self, name: str, offset: int, data: memoryview) -> None:
+        stop = offset + len(data)
+        assert stop <= len(self.data[name]), f"written past the end of {name}"
+        assert not any(self.written[name][offset:stop]), f"a byte of {name} is written twice"
+        self.data[name][offset:stop] = data
+        self.written[name][offset:stop] = b"\1" * len(data)
+
+    def finish_shard(self, shard: int) -> None:
+        pass
+
+    def finish(self) -> Sequence[Path]:
+        for name, written in self.written.items():
+            assert all(written), f"a byte of {name} is never written"
+        return []
+
+    def abort(self) -> None:
+        pass
+
+    def reader(self) -> MemoryReader:
+        """What was written, to be read."""
+        return MemoryReader(self.tensors, {name: bytes(data) for name, data in self.data.items()})

@@ -74,6 +74,7 @@ def prepare(spec: Spec, source: Path, options: Options) -> Iterator[Prepared]:
         bound = bind(spec, config, where=where, dims=options.dims, set_config=options.set_config)
         sources = [Source(info, reader.file_of[name]) for name, info in reader.tensors.items()]
         plan = make_plan(bound, sources, max_shard_nbytes=options.max_shard_nbytes, dtype=options.dtype)
+        plan = replace(plan, notes=(*(str(note) for note in reader.notes), *plan.notes))
         if plan.config is not None and options.dtype is not None:
             plan = replace(plan, config=with_dtype(plan.config, options.dtype))
         root = source if source.is_dir() else source.parent / "-"
@@ -131,7 +132,7 @@ def convert(  # noqa: PLR0913 - each is an option of its own
     options = Options(
         parse_size(max_shard_size), parse_dtype(dtype) if dtype is not None else None, config, dims, set_config
     )
-    budget = Budget(parse_size(max_memory), threads or default_threads())
+    budget = Budget.fitting(parse_size(max_memory), threads or default_threads())
     with prepare(spec.inverse() if reverse else spec, source, options) as prepared:
         run(prepared, output, budget, inputs=[source], overwrite=overwrite, progress=progress)
         return prepared.plan

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from converters.errors import MemoryBudgetError
 from converters.plan import Move, Plan, Target
@@ -25,12 +27,22 @@ SLAB = 2 << 20
 """Bytes read at once where runs are short: a stretch of the source that is then taken apart in memory."""
 
 COMPUTED_CHUNK = 256 << 10
-"""Elements that an operation works on at once; its temporaries take up to 24 bytes an element."""
+"""Elements that an operation works on at once."""
 
-COMPUTED_OVERHEAD = 24 * COMPUTED_CHUNK
+COMPUTED_OVERHEAD = 28 * COMPUTED_CHUNK
+"""Most bytes that an operation's input, output and temporaries take; see `_computed_memory`."""
 
-MINIMUM_BUDGET = 16 << 20
-"""Bytes: below this there is no room for Python's own working memory."""
+LIBRARIES = 16 << 20
+"""Bytes of the budget that numpy and ml_dtypes take once they are imported (15 MB), and threads for their stacks."""
+
+LEAST_SHARE = (1 << 20) + COPY_BUFFER + SLAB + COMPUTED_OVERHEAD
+"""Bytes without which a thread can't do any job."""
+
+MINIMUM_BUDGET = 32_000_000
+"""Bytes: room for the libraries, and for one thread."""
+
+GENERATED_CHUNK = 1 << 16
+"""Elements of a tensor without a source that are made at once; they take up to 64 bytes each, in float64 and int64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,7 @@ class GenerateJob:
     @property
     def memory(self) -> int:
         """Bytes that it needs at its peak."""
-        return 40 * (self.stop - self.start)
+        return 64 * (self.stop - self.start)
 
 
 Job = RangeJob | PanelJob | GenerateJob
@@ -84,6 +96,11 @@ class Budget:
     max_memory: int
     threads: int
 
+    @classmethod
+    def fitting(cls, max_memory: int, threads: int) -> Self:
+        """A budget for so many threads, or for as many of them as it has room for."""
+        return cls(max_memory, max(1, min(threads, (max_memory - LIBRARIES) // LEAST_SHARE)))
+
     @property
     def panel(self) -> int:
         """Bytes of the largest panel that one thread may hold, beside what it reads it through."""
@@ -92,7 +109,7 @@ class Budget:
                 f"a memory budget of {self.max_memory:,} bytes is too small",
                 hint=f"--max-memory must be at least {MINIMUM_BUDGET // 1_000_000} MB",
             )
-        share = self.max_memory // self.threads - SLAB - COMPUTED_OVERHEAD
+        share = (self.max_memory - LIBRARIES) // self.threads - COPY_BUFFER - SLAB - COMPUTED_OVERHEAD
         return max(1 << 20, min(LARGE_PANEL, share))
 
 
@@ -116,9 +133,8 @@ def jobs(plan: Plan, target_index: int, budget: Budget) -> Iterator[Job]:
     """The jobs that write one target, in order of its bytes; together they write each byte once."""
     target = plan.targets[target_index]
     if target.generator is not None:
-        step = 1 << 18
-        for start in range(0, target.info.size, step):
-            yield GenerateJob(target_index, start, min(start + step, target.info.size))
+        for start in range(0, target.info.size, GENERATED_CHUNK):
+            yield GenerateJob(target_index, start, min(start + GENERATED_CHUNK, target.info.size))
         return
     bits = target.info.dtype.bits
     moves = target.moves
@@ -139,24 +155,33 @@ def jobs(plan: Plan, target_index: int, budget: Budget) -> Iterator[Job]:
             continue
         limit = _panel_limit(stretch, target, width, budget)
         for start, stop, panel in _panels(stretch, max(1, limit // width)):
-            yield PanelJob(target_index, start, stop, panel, _panel_memory(stop - start, panel, target, width))
+            memory = (stop - start) * width + _reading_memory(plan, target, panel, width)
+            yield PanelJob(target_index, start, stop, panel, memory)
 
 
 def _panel_limit(stretch: Sequence[Move], target: Target, width: int, budget: Budget) -> int:
     """A larger panel pays only where short runs would grow with it."""
-    if target.operations:
+    if target.operations and all(move.copy.is_range for move in stretch):
         return min(SMALL_PANEL, budget.panel)
     long_runs = all(move.copy.run * width >= LONG_RUN for move in stretch)
     return min(SMALL_PANEL, budget.panel) if long_runs else budget.panel
 
 
-def _panel_memory(elements: int, panel: Sequence[Move], target: Target, width: int) -> int:
-    memory = elements * width
+def _reading_memory(plan: Plan, target: Target, panel: Sequence[Move], width: int) -> int:
+    """Bytes that filling a panel takes beside the panel itself."""
     if target.operations:
-        return memory + SLAB + COMPUTED_OVERHEAD
+        return _computed_memory(plan, panel, width)
     if any(move.copy.run * width < LONG_RUN for move in panel):
-        memory += min(SLAB, max(move.copy.source_span for move in panel) * width)
-    return memory
+        return min(SLAB, max(move.copy.source_span for move in panel) * width)
+    return 0
+
+
+def _computed_memory(plan: Plan, panel: Sequence[Move], width: int) -> int:
+    """A chunk as it is read, in the panel's order, as float32 on the way from float64, rounded, and three masks."""
+    read = max(plan.sources[move.source].info.dtype.bits // 8 for move in panel)
+    reordered = 0 if all(move.copy.is_range for move in panel) else read
+    elements = min(COMPUTED_CHUNK, max(move.copy.source_span for move in panel))
+    return elements * (read + reordered + (4 if read > 4 else 0) + width + 3)  # noqa: PLR2004 - bytes of a float32
 
 
 def _panels(stretch: Sequence[Move], limit: int) -> Iterator[tuple[int, int, tuple[Move, ...]]]:
@@ -218,10 +243,10 @@ def _drop_outer(copy: StridedCopy) -> StridedCopy:
 
 def peak_memory(plan: Plan, budget: Budget) -> int:
     """Bytes of tensor data that the engine will hold at most: the largest jobs, as many as there are threads."""
-    largest = [0] * budget.threads
-    seen: dict[object, int] = {}
+    largest: list[int] = []
+    seen: dict[object, list[int]] = {}
     for index, target in enumerate(plan.targets):
-        # Layers share their geometry, and with it their largest job.
+        # Layers share their geometry, and with it their largest jobs.
         key = (
             target.info.dtype,
             target.operations,
@@ -230,13 +255,12 @@ def peak_memory(plan: Plan, budget: Budget) -> int:
             tuple(m.copy for m in target.moves),
         )
         if key not in seen:
-            seen[key] = max((job.memory for job in jobs(plan, index, budget)), default=0)
-        largest = sorted([*largest, seen[key]])[1:]
-    if plan.equality_checks:
-        largest = sorted([*largest, 2 * COPY_BUFFER])[1:]
-    if plan.generated_checks:
-        largest = sorted([*largest, 80 * CHECK_ELEMENTS])[1:]
-    return sum(largest)
+            seen[key] = heapq.nlargest(budget.threads, (job.memory for job in jobs(plan, index, budget)))
+        largest = heapq.nlargest(budget.threads, [*largest, *seen[key]])
+    # Checks are made before anything is written, by one thread.
+    checks = [2 * COPY_BUFFER] if plan.equality_checks else []
+    checks += [80 * CHECK_ELEMENTS] if plan.generated_checks else []
+    return max(sum(largest), *checks, 0)
 
 
 CHECK_ELEMENTS = 1 << 16

@@ -95,7 +95,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
         config = resolve_member(config.parent, CONFIG)
     where = printable(str(config))
     try:
-        return parse_object(read_small_file(config, MAX_CONFIG_NBYTES, where))
+        # Published configs hold Infinity where a bound is open, as Python's json writes it.
+        return parse_object(read_small_file(config, MAX_CONFIG_NBYTES, where), infinite=True)
     except StrictJsonError as error:
         raise ConfigError(str(error), where, "config.json must be one JSON object") from None
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from converters.errors import Problem
 from converters.sharding import Shard
 from converters.tensor_info import TensorInfo
 
@@ -19,6 +20,7 @@ class MemoryReader:
         self.tensors = tensors
         self.data = data
         self.file_of = dict.fromkeys(tensors, "memory")
+        self.notes: list[Problem] = []
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         part = self.data[name][offset : offset + len(buffer)]

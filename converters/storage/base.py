@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from converters.errors import Problem
 from converters.tensor_info import TensorInfo
 
 
@@ -28,6 +29,11 @@ class CheckpointReader(Protocol):
         """For each tensor, the name of the file (relative to `path`'s directory) that holds it."""
         ...
 
+    @property
+    def notes(self) -> Sequence[Problem]:
+        """What the user should know, though nothing is wrong enough to refuse the checkpoint."""
+        ...
+
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the tensor's bytes from `offset` on; safe to call from several threads.
 
@@ -40,7 +46,9 @@ class CheckpointReader(Protocol):
         """Raise `CheckpointError` if any file's size, mtime or inode differs from when it was opened."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the files."""
+        ...
 
     def __enter__(self) -> Self: ...
 

@@ -15,12 +15,13 @@ from typing import Final
 from converters.storage.safetensors_extents import DTYPES, MAX_RANK, is_addressable
 from converters.tensor_info import DType, TensorInfo
 
-# Possessive quantifiers (`*+`) never backtrack, so that no text takes more than linear time.
+# Possessive quantifiers (`*+`) never backtrack, so that no text takes more than linear time. A shape is at most
+# MAX_RANK sizes of _MAX_DIGITS digits, so nothing long is ever split.
 _START: Final = re.compile(r'\{(?:"__metadata__":(\{[^{}]*+\}),)?')
 _ENTRY: Final = re.compile(
     r'"([^"\\\x00-\x1f]*+)":\{'
     r'"dtype":"([A-Z0-9_]++)",'
-    r'"shape":\[([0-9,]*+)\],'
+    r'"shape":\[([0-9,]{0,1280}+)\],'
     r'"data_offsets":\[(0|[1-9][0-9]{0,17}),(0|[1-9][0-9]{0,17})\]'
     r'\}(?:,(?=")|\}(?= *+\Z))'
 )

@@ -10,6 +10,9 @@ from converters.text import printable
 JsonObject = dict[str, Any]
 """A parsed JSON object, whose values are still to be checked."""
 
+MAX_VALUES: Final = 1_000_000
+"""Most values in a JSON file: an index of a million tensors. A hundred times more would take minutes and gigabytes."""
+
 _TEXT_LIMIT: Final = 100
 
 
@@ -17,13 +20,16 @@ class StrictJsonError(Exception):
     """What is wrong with a piece of JSON; its caller knows the file, and makes a `CheckpointError` of it."""
 
 
-def parse_object(raw: bytes | bytearray) -> JsonObject:
-    """Parse one JSON object, strictly. Integers stay exact.
+def parse_object(raw: bytes | bytearray, *, infinite: bool = False) -> JsonObject:
+    """Parse one JSON object, strictly. Integers stay exact; `infinite` lets NaN and Infinity pass.
 
     Raises:
         StrictJsonError: not UTF-8, not JSON, not an object, a duplicate key, NaN or Infinity, `-0`, a lone surrogate,
-            or nested too deeply.
+            nested too deeply, or more values than `MAX_VALUES`.
     """
+    # Each value follows one of these; those within strings count, too, which is not worth telling apart.
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
+        raise StrictJsonError(f"it holds more than {MAX_VALUES:,} values")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -32,7 +38,11 @@ def parse_object(raw: bytes | bytearray) -> JsonObject:
     parse_int = _exact_int if "-0" in text else int
     try:
         document = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=parse_int, parse_float=_finite
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=float if infinite else _refuse_constant,
+            parse_int=parse_int,
+            parse_float=_finite,
         )
     except RecursionError:
         raise StrictJsonError("the JSON is nested too deeply") from None

@@ -509,6 +509,16 @@ def test_each_call_that_fails_is_one_clear_error(
     assert len(messages) >= len(SHARDS) + (call not in {"ftruncate", "preadv"})
 
 
+def test_a_limit_on_the_size_of_files_is_explained(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    try:
+        with pytest.raises(OutputError, match=r"File too large\n    .*choose smaller shards"):
+            write(SafetensorsWriter(tmp_path, SHARDS), SHARDS, CONTENT.__getitem__)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_fsync_is_never_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -196,11 +195,9 @@ def test_a_long_label_sticks_out_and_leaves_the_columns() -> None:
 
 
 def test_thousands_of_levels() -> None:
-    start = time.perf_counter()
     root = build_key_tree([TensorInfo(f"{'a.' * 200_000}{leaf}", (1,), F32) for leaf in "xy"])
     assert len(render_key_tree(root)) == 1
     assert root.tensor_count == 2
-    assert time.perf_counter() - start < 1
 
 
 # JSON
@@ -286,10 +283,7 @@ def test_a_hundred_thousand_tensors() -> None:
         for name, shape in shapes.items()
     ]
     assert len(tensors) > 100_000
-    start = time.perf_counter()
     root = build_key_tree(tensors)
     rendered = render_key_tree(root)
-    elapsed = time.perf_counter() - start
     assert [line.split("  [")[0].rstrip() for line in rendered[1:]] == ["  down_proj.weight", "  {gate,up}_proj.weight"]
     assert rendered[0].startswith("model.layers.{0..130}.mlp.experts.{0..255}  ")
-    assert elapsed < 1  # 0.12 s on an idle core; the rest is for busy machines

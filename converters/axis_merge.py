@@ -62,7 +62,7 @@ def _merge_pairs(items: tuple[Item, ...], pairs: frozenset[tuple[str, str]]) -> 
             rebuilt = Blocks(tuple(Block(block.label, _merge_pairs(block.items, pairs)) for block in item.blocks))
         last = merged[-1] if merged else None
         if isinstance(last, Axis) and isinstance(rebuilt, Axis) and (last.name, rebuilt.name) in pairs:
-            merged[-1] = Axis(f"{last.name} {rebuilt.name}")
+            merged[-1] = Axis(f"({last.name} {rebuilt.name})")
         else:
             merged.append(rebuilt)
     return tuple(merged)

@@ -88,7 +88,7 @@ def solve_sizes(
     pending, rest = _equations(sources, shapes)
     sizes = dict(known)
     while pending:
-        problems: list[tuple[Operand | None, str]] = []
+        problems: list[tuple[Operand, str]] = []
         remaining = [equation for equation in pending if not _use(equation, sizes, problems)]
         if problems:
             raise LayoutMismatchError(problems)
@@ -101,7 +101,7 @@ def solve_sizes(
 def _equations(
     sources: Sequence[Operand], shapes: Sequence[tuple[int, ...]]
 ) -> tuple[list[_Equation], tuple[int, ...]]:
-    problems: list[tuple[Operand | None, str]] = []
+    problems: list[tuple[Operand, str]] = []
     rest: tuple[int, ...] | None = None
     equations: list[_Equation] = []
     for operand, shape in zip(sources, shapes, strict=True):
@@ -124,7 +124,7 @@ def _equations(
     return equations, rest or ()
 
 
-def _use(equation: _Equation, sizes: dict[str, int], problems: list[tuple[Operand | None, str]]) -> bool:
+def _use(equation: _Equation, sizes: dict[str, int], problems: list[tuple[Operand, str]]) -> bool:
     """Check an equation without unknowns, or work out its only one; False where it has to wait."""
     item, size = equation.item, equation.size
     try:

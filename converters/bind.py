@@ -32,6 +32,7 @@ class BoundRule:
     Attributes:
         number: its place in `Spec.rules`.
         ranges: for each placeholder with a range, its first and its last index plus one.
+        starts: likewise its first index, known even where the last one isn't.
     """
 
     number: int
@@ -40,6 +41,7 @@ class BoundRule:
     sources: tuple[BoundTerm, ...]
     targets: tuple[BoundTerm, ...]
     ranges: Mapping[str, tuple[int, int]]
+    starts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +143,22 @@ class _Binder:
         return bool(value)
 
     def _rule(self, number: int, rule: Rule, shape: RuleShape) -> BoundRule:
-        ranges = {}
+        starts, ranges = {}, {}
         for name, kind in shape.kinds.items():
             if isinstance(kind, Index) and kind.stop is not None and kind.start is not None:
-                ranges[name] = (self._bound(kind.start, name), self._bound(kind.stop, name))
+                start, stop = self._bound(kind.start, name), self._bound(kind.stop, name)
+                if start is not None:
+                    starts[name] = start
+                if start is not None and stop is not None:
+                    ranges[name] = (start, stop)
         return BoundRule(
             number,
             rule,
             shape,
             tuple(self._term(term, rule, shape) for term in rule.sources),
             tuple(self._term(term, rule, shape) for term in rule.targets),
-            {name: (start, stop) for name, (start, stop) in ranges.items() if start is not None and stop is not None},
+            ranges,
+            starts,
         )
 
     def _bound(self, expression: Expression, name: str) -> int | None:
@@ -179,8 +186,11 @@ def fill_shape(rule: BoundRule, bound: BoundSpec, learned: Mapping[str, int]) ->
     sizes = []
     for expression in rule.rule.shape:
         value = expression.evaluate({**bound.dims.names(), **learned}, bound.config or {}, bound.target_config or {})
-        if isinstance(value, Unresolved) or not isinstance(value, int) or isinstance(value, bool):
-            reason = value.reason if isinstance(value, Unresolved) else f"it is {value!r}"
-            raise CoverageError(f"{rule.rule.path}: the size {expression} isn't known: {reason}", rule.rule.location)
+        if isinstance(value, Unresolved):
+            what = f"{rule.rule.path}: the size {expression} isn't known: {value.reason}"
+            raise CoverageError(what, rule.rule.location)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            what = f"{rule.rule.path}: the size {expression} is {value!r}, and no whole number of at least 0"
+            raise CoverageError(what, rule.rule.location)
         sizes.append(value)
     return tuple(sizes)

@@ -52,16 +52,18 @@ class Coverage:
         """Sources that are used as a whole without being copied: dropped, or compared with another."""
         self._proved: dict[object, bool] = {}
 
-    def draft(self, rule: BoundRule, info: TensorInfo) -> Draft | str:
+    def draft(self, rule: BoundRule, info: TensorInfo, generator: Generator | None = None) -> Draft | str:
         """The draft of a target that a rule makes, or what is wrong with two rules making it."""
         draft = self.drafts.get(info.name)
         if draft is None:
-            draft = self.drafts[info.name] = Draft(info, [rule], operations=rule.rule.operations)
+            draft = Draft(info, [rule], operations=rule.rule.operations, generator=generator)
+            self.drafts[info.name] = draft
             return draft
         if rule in draft.rules:
             return f"two source keys become {printable(info.name)}"
-        if draft.info == info and draft.operations == rule.rule.operations and draft.generator is None:
-            # Two rules may fill disjoint parts of one target; that they don't overlap is proved in the end.
+        moved = draft.generator is None and generator is None
+        if moved and draft.info == info and draft.operations == rule.rule.operations:
+            # Two rules may move elements into disjoint parts of one target; that they don't overlap is proved later.
             draft.rules.append(rule)
             return draft
         other = draft.rules[0].rule

@@ -64,6 +64,11 @@ class Executor:
         self.reader = reader
         self.sink = sink
         self.progress = progress
+        self.stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let the jobs that run end early; what they have written is thrown away."""
+        self.stopped.set()
 
     def run(self, job: Job) -> None:
         """Carry out one job.
@@ -84,6 +89,8 @@ class Executor:
         target = self.plan.targets[job.target].info.name
         buffer = _buffer()
         for done in range(0, job.nbytes, COPY_BUFFER):
+            if self.stopped.is_set():
+                return
             part = buffer[: min(COPY_BUFFER, job.nbytes - done)]
             self.reader.read_into(source, job.source_offset + done, part)
             self.sink.write_from(target, job.target_offset + done, part)
@@ -181,6 +188,7 @@ def execute(
                 writer.finish_shard(shard_index)
                 start = stop
         except BaseException:
+            executor.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
     reader.check_unchanged()

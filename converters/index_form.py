@@ -47,11 +47,12 @@ def index_form(
         zero, divisor = _affine(expression.right, placeholder, dims, location)
         if zero or divisor < 1:
             raise SpecError(f"{{{expression}}} must divide by a positive number", location)
-        return IndexForm(factor, offset, "//" if expression.operator == "//" else "%", divisor)
-    factor, offset = _affine(expression, placeholder, dims, location)
-    if factor == 0:
+        form = IndexForm(factor, offset, "//" if expression.operator == "//" else "%", divisor)
+    else:
+        form = IndexForm(*_affine(expression, placeholder, dims, location))
+    if form.factor == 0:
         raise SpecError(f"{{{expression}}} doesn't depend on {placeholder}", location)
-    return IndexForm(factor, offset)
+    return form
 
 
 def _affine(

@@ -12,10 +12,13 @@ from converters.pattern import Choice, Hole, Index, KeyPattern, Kind, Name, Path
 Binding = Mapping[str, int | str]
 """What each placeholder of a pattern stands for in one key."""
 
+MAX_DIGITS = 18
+"""Digits of an index in a key: the largest still fits 64 bits."""
+
 
 def is_index(text: str) -> bool:
     """Whether the text is a whole number as it is written in a key: ASCII digits, no leading zero."""
-    return text.isascii() and text.isdigit() and (text[0] != "0" or len(text) == 1) and len(text) <= 18  # noqa: PLR2004
+    return len(text) <= MAX_DIGITS and text.isascii() and text.isdigit() and (text[0] != "0" or len(text) == 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,12 @@ class CompiledHole:
         if isinstance(self.kind, Choice):
             return text in self.kind.names
         return bool(text)
+
+    def longest(self) -> int | None:
+        """Characters of the longest text that can stand here; None where there is no limit."""
+        if isinstance(self.kind, Index):
+            return MAX_DIGITS
+        return max(map(len, self.kind.names)) if isinstance(self.kind, Choice) else None
 
 
 CompiledPart = str | CompiledHole
@@ -123,10 +132,17 @@ class CompiledPattern:
         return next((binding for _, binding in trie.match(key)), None)
 
 
+def _accepted(part: CompiledPart) -> object:
+    """What a part of a segment accepts; parts that accept the same share a branch, whatever they are called."""
+    if isinstance(part, str):
+        return part
+    return part.kind if isinstance(part.kind, Choice) else type(part.kind)
+
+
 @dataclass(slots=True)
 class _Node:
     literal: dict[str, _Node] = field(default_factory=dict)
-    computed: list[tuple[tuple[CompiledPart, ...], _Node]] = field(default_factory=list)
+    computed: dict[tuple[object, ...], tuple[tuple[CompiledPart, ...], _Node]] = field(default_factory=dict)
     ends: list[tuple[CompiledPattern, int]] = field(default_factory=list)
 
 
@@ -147,14 +163,7 @@ class KeyTrie:
             if len(segment) == 1 and isinstance(segment[0], str):
                 node = node.literal.setdefault(segment[0], _Node())
                 continue
-            for known, child in node.computed:
-                if known == segment:
-                    node = child
-                    break
-            else:
-                child = _Node()
-                node.computed.append((segment, child))
-                node = child
+            _, node = node.computed.setdefault(tuple(map(_accepted, segment)), (segment, _Node()))
         node.ends.append((pattern, number))
 
     def match(self, key: str) -> list[tuple[int, Binding]]:
@@ -174,7 +183,7 @@ class KeyTrie:
             child = node.literal.get(text)
             if child is not None:
                 stack.append((child, depth + 1, captures))
-            for parts, computed in node.computed:
+            for parts, computed in node.computed.values():
                 captured = match_segment(parts, text)
                 if captured is not None:
                     stack.append((computed, depth + 1, captures + captured))
@@ -185,32 +194,35 @@ class KeyTrie:
         return found
 
 
-def match_segment(parts: tuple[CompiledPart, ...], text: str) -> tuple[str, ...] | None:
-    """The text of each placeholder in one segment; None where the segment doesn't match.
+def match_segment(parts: tuple[CompiledPart, ...], text: str, start: int = 0) -> tuple[str, ...] | None:
+    """The text of each placeholder in one segment, from `start` on; None where the segment doesn't match.
 
-    Literals between placeholders are found from the left; patterns have text between any two placeholders.
+    A segment has text between any two placeholders, and one of unlimited length at most, so that the time it takes
+    grows no faster than the text, whatever the text.
     """
-    if len(parts) == 1:
-        part = parts[0]
-        if isinstance(part, str):
-            return () if part == text else None
-        return (text,) if part.accepts(text) else None
     head = parts[0]
+    if len(parts) == 1:
+        if isinstance(head, str):
+            return () if len(text) - start == len(head) and text.endswith(head) else None
+        if start and (longest := head.longest()) is not None and len(text) - start > longest:
+            return None
+        return (text[start:],) if head.accepts(text[start:]) else None
     if isinstance(head, str):
-        return match_segment(parts[1:], text[len(head) :]) if text.startswith(head) else None
+        return match_segment(parts[1:], text, start + len(head)) if text.startswith(head, start) else None
     separator = parts[1]
     if not isinstance(separator, str):
         raise AssertionError("the parser refuses placeholders that touch")  # noqa: TRY004 - a bug, not a wrong type
-    position = text.find(separator)
-    while position >= 0:
-        if head.accepts(text[:position]):
-            if len(parts) == 2:  # noqa: PLR2004 - the separator ends the segment
-                if position + len(separator) == len(text):
-                    return (text[:position],)
-            else:
-                rest = match_segment(parts[2:], text[position + len(separator) :])
-                if rest is not None:
-                    return (text[:position], *rest)
+    if len(parts) == 2:  # noqa: PLR2004 - the separator ends the segment
+        end = len(text) - len(separator)
+        found = text[start:end] if end >= start and text.endswith(separator) else ""
+        return (found,) if head.accepts(found) else None
+    longest = head.longest()
+    position = text.find(separator, start)
+    while start <= position and (longest is None or position - start <= longest):
+        if position > start if longest is None else head.accepts(text[start:position]):
+            following = match_segment(parts[2:], text, position + len(separator))
+            if following is not None:
+                return (text[start:position], *following)
         position = text.find(separator, position + 1)
     return None
 

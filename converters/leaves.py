@@ -87,7 +87,7 @@ def _leaves(operand: Operand, sizes: Mapping[str, int], rest: tuple[int, ...]) -
     return named
 
 
-Problems = list[tuple[Operand | None, str]]
+Problems = list[tuple[Operand, str]]
 """What is wrong, and with which operand."""
 
 
@@ -134,11 +134,11 @@ class Side:
 
     def check_against(self, other: Side, verb: str, problems: Problems) -> None:
         """Note every leaf that the other side doesn't have; `verb` says what becomes of it."""
-        there = ", ".join(_label_text(labels) for labels in other.leaves)
-        for labels, (index, _) in self.leaves.items():
+        there = ", ".join(_label_text(leaf.labels) for _, leaf in other.leaves.values())
+        for labels, (index, leaf) in self.leaves.items():
             if labels not in other.leaves:
                 operand = self.operands[index]
-                what = f"block {_label_text(labels)} of '{operand.layout}' {verb}"
+                what = f"block {_label_text(leaf.labels)} of '{operand.layout}' {verb}"
                 problems.append((operand, f"{what}; the other side has {there}"))
 
 

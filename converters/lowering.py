@@ -8,6 +8,7 @@ is one strided copy for each combination of indices that live in keys.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,9 @@ from converters.axis_sizes import UnsolvedError, linear_size, solve_sizes
 from converters.leaves import Leaf, Problems, Side
 from converters.operands import LayoutMismatchError, Operand, expand_rest
 from converters.strided import StridedCopy, strided_copy
+
+MAX_KEYS = 1_000_000
+"""Tensors that one rule may make of one; a safetensors header, of 100 MB at most, has no room for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,37 +76,78 @@ def lower(
             solved, rest = solve_sizes(sources, source_shapes, sizes)
         except UnsolvedError:
             raise unsolved from None
-    problems: Problems = []
-    for operand in targets:
-        missing = sorted(operand.layout.axis_names() - solved.keys())
-        if missing:
-            problems.append((operand, f"nothing gives the size of {', '.join(missing)} in '{operand.layout}'"))
+    problems = _unknown_sizes([*sources, *targets], solved)
     if problems:
         raise LayoutMismatchError(problems)
-    source_side = Side(sources, targets, solved, rest, problems)
-    target_side = Side(targets, sources, solved, rest, problems)
-    source_side.check_against(target_side, "goes nowhere", problems)
-    target_side.check_against(source_side, "comes from nowhere", problems)
-    pieces: list[Piece] = []
-    for labels, (source, source_leaf) in source_side.leaves.items():
-        if labels in target_side.leaves:
-            target, target_leaf = target_side.leaves[labels]
-            ends = _End(source, sources[source], source_leaf), _End(target, targets[target], target_leaf)
-            pieces.extend(_pieces(*ends, solved, problems))
+    pairs = _pairs(sources, targets, solved, rest, problems)
     if problems:
         raise LayoutMismatchError(problems)
+    pieces = tuple(piece for source, target in pairs for piece in _pieces(source, target, solved))
     shapes = tuple(
         tuple(linear_size(item, solved)[0] for item in expand_rest(operand.layout, rest)) for operand in targets
     )
-    return Lowered(shapes, tuple(pieces), solved)
+    return Lowered(shapes, pieces, solved)
+
+
+def check_structure(sources: Sequence[Operand], targets: Sequence[Operand]) -> Problems:
+    """What is wrong with a rule's layouts whatever the sizes: blocks or axes that the other side doesn't have.
+
+    It is what lowering finds when every axis has size one.
+    """
+    problems: Problems = []
+    sizes = dict.fromkeys(frozenset[str]().union(*(operand.axes() for operand in (*sources, *targets))), 1)
+    _pairs(sources, targets, sizes, (), problems)
+    return problems
 
 
 def _merged(
     sources: Sequence[Operand], targets: Sequence[Operand], known: frozenset[str]
 ) -> tuple[list[Operand], list[Operand]]:
-    layouts = merge_unknown([operand.layout for operand in [*sources, *targets]], known)
-    operands = [replace(operand, layout=layout) for operand, layout in zip([*sources, *targets], layouts, strict=True)]
-    return operands[: len(sources)], operands[len(sources) :]
+    operands = [*sources, *targets]
+    # An axis of a key is taken apart from its neighbours by the keys themselves.
+    known = known.union(*(operand.key_axes for operand in operands))
+    layouts = merge_unknown([operand.layout for operand in operands], known)
+    merged = [replace(operand, layout=layout) for operand, layout in zip(operands, layouts, strict=True)]
+    return merged[: len(sources)], merged[len(sources) :]
+
+
+def _unknown_sizes(operands: Sequence[Operand], sizes: Mapping[str, int]) -> Problems:
+    problems: Problems = []
+    for operand in operands:
+        missing = sorted(operand.axes() - sizes.keys())
+        if missing:
+            problems.append((operand, f"nothing gives the size of {', '.join(missing)} in '{operand.layout}'"))
+        elif math.prod(sizes[axis] for axis in operand.key_axes) > MAX_KEYS:
+            count = " x ".join(f"{axis}={sizes[axis]}" for axis in operand.key_axes)
+            problems.append((operand, f"it would be {count} tensors, and no checkpoint holds more than {MAX_KEYS}"))
+    return problems
+
+
+def _pairs(
+    sources: Sequence[Operand],
+    targets: Sequence[Operand],
+    sizes: Mapping[str, int],
+    rest: tuple[int, ...],
+    problems: Problems,
+) -> list[tuple[_End, _End]]:
+    """The leaves of both sides that hold the same elements."""
+    source_side = Side(sources, targets, sizes, rest, problems)
+    target_side = Side(targets, sources, sizes, rest, problems)
+    source_side.check_against(target_side, "goes nowhere", problems)
+    target_side.check_against(source_side, "comes from nowhere", problems)
+    pairs = []
+    for labels, (number, leaf) in source_side.leaves.items():
+        if labels in target_side.leaves:
+            target_number, target_leaf = target_side.leaves[labels]
+            source = _End(number, sources[number], leaf)
+            target = _End(target_number, targets[target_number], target_leaf)
+            for end, other in ((target, source), (source, target)):
+                missing = sorted(other.names() - end.names())
+                if missing:
+                    what = f"axis {', '.join(missing)} of '{other.operand.layout}' is not in '{end.operand.layout}'"
+                    problems.append((end.operand, what))
+            pairs.append((source, target))
+    return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +167,8 @@ class _End:
         return frozenset(self.strides()) | frozenset(self.operand.key_axes)
 
 
-def _pieces(source: _End, target: _End, sizes: Mapping[str, int], problems: Problems) -> list[Piece]:
-    for end, other in ((target, source), (source, target)):
-        missing = sorted(other.names() - end.names())
-        if missing:
-            what = f"axis {', '.join(missing)} of '{other.operand.layout}' is not in '{end.operand.layout}'"
-            problems.append((end.operand, what))
-    if source.names() != target.names():
-        return []
+def _pieces(source: _End, target: _End, sizes: Mapping[str, int]) -> list[Piece]:
+    """The copies of a pair of leaves: one for each combination of indices that live in keys."""
     reads, writes = source.strides(), target.strides()
     box = [(size, reads[name], writes[name]) for name, size, _ in source.leaf.axes if name in writes]
     if any(size == 0 for size, _, _ in box):

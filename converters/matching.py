@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import operator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from converters.bind import BoundRule, BoundSpec, BoundTerm
 from converters.errors import Problem
 from converters.keys import Binding, CompiledPattern, KeyTrie, matches_drop
 from converters.layout import UNUSED, Blocks, walk
+from converters.lowering import MAX_KEYS
 from converters.match_problems import MatchProblems
 from converters.pattern import Choice
 from converters.plan import Dropped
@@ -17,6 +20,9 @@ from converters.spec import Term
 from converters.text import printable
 
 Coordinates = tuple[int, ...]
+
+SHOWN = 8
+"""Indices that a message lists."""
 
 
 @dataclass(slots=True)
@@ -102,11 +108,14 @@ class _Matcher:
                     f"{printable(seen[key])} and {printable(name)} are the same key once their prefixes are stripped"
                 )
             seen[key] = name
-            claims = self.trie.match(key)
+            matched = self.trie.match(key)
+            claims = [claim for claim in matched if self._outside(*claim) is None]
             reasons = [drop for drop in self.bound.spec.source.drop if matches_drop(drop.pattern, key)]
             if not claims:
                 if reasons:
                     dropped.append(Dropped(source, reasons[0].reason))
+                elif matched:
+                    self._report_outside(key, *matched[0])
                 else:
                     unclaimed.append(key)
                 continue
@@ -117,7 +126,7 @@ class _Matcher:
                     self.report.claimed_twice(key, [(rule, term) for rule, term, _ in rules], reasons)
                     continue
             for number, binding in claims:
-                self._claim(source, key, number, binding)
+                self._claim(source, number, binding)
         self.report.unclaimed(
             unclaimed,
             [str(key.pattern) for rule, term, replica in self.entries for key in (rule.sources[term].keys[replica],)],
@@ -132,26 +141,29 @@ class _Matcher:
             matches.append(RuleMatch(rule, tuple(instances)))
         return Matches(tuple(matches), tuple(dropped), tuple(self.problems))
 
-    def _claim(self, source: int, key: str, number: int, binding: Binding) -> None:
+    def _outside(self, number: int, binding: Binding) -> str | None:
+        """A placeholder whose value is outside its range, so that the pattern matches and the rule doesn't."""
+        rule = self.entries[number][0]
+        for name, start in rule.starts.items():
+            value = binding.get(name)
+            if isinstance(value, int) and (value < start or (name in rule.ranges and value >= rule.ranges[name][1])):
+                return name
+        return None
+
+    def _report_outside(self, key: str, number: int, binding: Binding) -> None:
+        rule, name = self.entries[number][0], self._outside(number, binding)
+        if name is not None:
+            what = f"{printable(key)}: {name} is {binding[name]}, outside {_range_text(rule, name)}"
+            hint = f"the range is '{rule.shape.kinds[name]}'; is the config that of this checkpoint?"
+            self.report.add(what, rule, hint)
+
+    def _claim(self, source: int, number: int, binding: Binding) -> None:
         rule, term_index, replica = self.entries[number]
         term = rule.sources[term_index]
-        for name, (start, stop) in rule.ranges.items():
-            value = binding.get(name)
-            if isinstance(value, int) and not start <= value < stop:
-                self.report.add(
-                    f"{printable(key)}: {name} is {value}, outside {start}..{stop - 1}",
-                    rule,
-                    f"the range is '{rule.shape.kinds[name]}'; is the config that of this checkpoint?",
-                )
-                return
         chosen = {name: binding[name] for name in rule.shape.instances}
         instance = self.instances[rule.number].setdefault(tuple(chosen.values()), Instance(chosen))
-        coordinates = tuple(int(binding[axis]) - self._start(rule, axis) for axis in term.key_axes)
+        coordinates = tuple(int(binding[axis]) - rule.starts.get(axis, 0) for axis in term.key_axes)
         instance.found.setdefault((term_index, replica), {})[coordinates] = source
-
-    @staticmethod
-    def _start(rule: BoundRule, axis: str) -> int:
-        return rule.ranges[axis][0] if axis in rule.ranges else 0
 
     def _enumerate(self, rule: BoundRule) -> Iterator[Instance]:
         """The instances of a rule that makes its targets: every combination of its placeholders' ranges and choices."""
@@ -165,12 +177,17 @@ class _Matcher:
             else:
                 self.report.add(f"the range of {{{name}}} isn't known without a config", rule)
                 return
+        if (count := math.prod(map(_length, values))) > MAX_KEYS:
+            self.report.add(f"it would make {count} tensors, and no checkpoint holds more than {MAX_KEYS}", rule)
+            return
         for combination in itertools.product(*values):
             yield Instance(dict(zip(rule.shape.instances, combination, strict=True)))
 
     def _check_complete(self, rule: BoundRule, instances: Sequence[Instance]) -> None:
         if not instances:
-            if not rule.rule.optional and rule.targets:
+            # A range without a number in it, as of the dense layers of a model that has none, wants no key.
+            wanted = all(start < stop for name, (start, stop) in rule.ranges.items() if name in rule.shape.instances)
+            if wanted and not rule.rule.optional and rule.targets:
                 self.report.matches_nothing(rule, self.names)
             return
         for instance in instances:
@@ -183,10 +200,12 @@ class _Matcher:
         if not ranged or rule.rule.optional or not rule.targets:
             return
         there = {tuple(instance.binding[name] for name in ranged) for instance in instances}
-        for wanted in itertools.product(*(range(*rule.ranges[name]) for name in ranged)):
-            if wanted not in there:
-                at = ", ".join(f"{name}={value}" for name, value in zip(ranged, wanted, strict=True))
-                self.report.add(f"no key for {at}", rule, f"the range says that it must be there: {rule.rule.text}")
+        missing, count = _missing([range(*rule.ranges[name]) for name in ranged], there)
+        if missing:
+            each = (", ".join(f"{name}={value}" for name, value in zip(ranged, at, strict=True)) for at in missing)
+            more = f"; ... ({count} in all)" if count > len(missing) else ""
+            what = f"no key for {'; '.join(each)}{more}"
+            self.report.add(what, rule, f"the range says that it must be there: {rule.rule.text}")
 
     def _check_instance(self, rule: BoundRule, instance: Instance) -> None:
         at = ", ".join(f"{name}={value}" for name, value in instance.binding.items())
@@ -226,12 +245,13 @@ class _Matcher:
         found: Mapping[Coordinates, int],
     ) -> None:
         """Every index of an axis that lives in the key must be there: experts 0, 1, 3 are not three experts."""
-        wanted = itertools.product(*(range(instance.extents[axis]) for axis in axes))
-        missing = [coordinate for coordinate in wanted if coordinate not in found]
+        missing, count = _missing([range(instance.extents[axis]) for axis in axes], found.keys())
         if missing:
+            starts = tuple(rule.starts.get(axis, 0) for axis in axes)
+            there = _indices(sorted(found)[:SHOWN], len(found), starts)
             self.report.add(
-                f"'{_key_text(key, instance.binding)}' lacks {', '.join(axes)} = {_indices(missing)}; "
-                f"there are {_indices(sorted(found))}",
+                f"'{_key_text(key, instance.binding)}' lacks {', '.join(axes)} = {_indices(missing, count, starts)}; "
+                f"there are {there}",
                 rule,
                 "stacking the others would shift them: is a shard or a file missing?",
             )
@@ -244,6 +264,35 @@ def _key_text(key: CompiledPattern, binding: Binding) -> str:
     return key.format(binding) or str(key.pattern)
 
 
-def _indices(coordinates: Sequence[Coordinates], limit: int = 8) -> str:
-    texts = [str(one[0]) if len(one) == 1 else str(one) for one in coordinates[:limit]]
-    return ", ".join(texts) + (f", ... ({len(coordinates)} in all)" if len(coordinates) > limit else "")
+def _range_text(rule: BoundRule, name: str) -> str:
+    return f"{rule.starts[name]}..{rule.ranges[name][1] - 1 if name in rule.ranges else ''}"
+
+
+def _length(values: Sequence[int | str]) -> int:
+    """`len`, which refuses a range of 2**63 numbers."""
+    return max(0, values.stop - values.start) if isinstance(values, range) else len(values)
+
+
+def _missing(ranges: Sequence[range], there: Collection[tuple[object, ...]]) -> tuple[list[Coordinates], int]:
+    """The first combinations that are not there, and how many there are; never a walk along all of a long range."""
+    count = math.prod(map(_length, ranges)) - len(there)
+    if count <= 0:
+        return [], 0
+    return list(itertools.islice((at for at in _product(ranges) if at not in there), SHOWN)), count
+
+
+def _product(ranges: Sequence[range]) -> Iterator[Coordinates]:
+    """`itertools.product`, which would make a list of each range first."""
+    if not ranges:
+        yield ()
+        return
+    for value in ranges[0]:
+        for rest in _product(ranges[1:]):
+            yield (value, *rest)
+
+
+def _indices(coordinates: Sequence[Coordinates], count: int, starts: Coordinates) -> str:
+    """Coordinates as they stand in the keys; `count` is how many there are in all."""
+    in_keys = (tuple(map(operator.add, one, starts)) for one in coordinates)
+    texts = [str(one[0]) if len(one) == 1 else str(one) for one in in_keys]
+    return ", ".join(texts) + (f", ... ({count} in all)" if count > len(texts) else "")

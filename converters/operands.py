@@ -10,20 +10,28 @@ from converters.layout import Axis, Item, Layout, Rest
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """One tensor, or one family of tensors, of a rule: its label, its layout, and the axes that live in its key."""
+    """One tensor, or one family of tensors, of a rule: its label, its layout, and the axes that live in its key.
+
+    `place` is what the spec's `layout:` calls it: the label, or else `from` or `to`.
+    """
 
     label: str | None
     layout: Layout
     key_axes: tuple[str, ...] = ()
+    place: str = ""
 
     def __str__(self) -> str:
         return self.label or "the tensor"
 
+    def axes(self) -> frozenset[str]:
+        """The names of all its axes, those in the key included."""
+        return self.layout.axis_names() | frozenset(self.key_axes)
+
 
 class LayoutMismatchError(Exception):
-    """Layouts and shapes don't fit; `problems` are pairs of a side's operand (or None) and a message."""
+    """Layouts and shapes don't fit; `problems` are pairs of an operand and a message."""
 
-    def __init__(self, problems: Sequence[tuple[Operand | None, str]]) -> None:
+    def __init__(self, problems: Sequence[tuple[Operand, str]]) -> None:
         self.problems = tuple(problems)
         super().__init__("; ".join(message for _, message in problems))
 

@@ -152,7 +152,7 @@ class Plan:
                     f"this plan has version {version}, and this weightmap reads {PLAN_VERSION}; plan anew"
                 )
             return _decode(data)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise WeightmapError(f"this is not a plan that weightmap wrote: {error}") from error
 
 

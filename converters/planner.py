@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from converters.bind import BoundRule, BoundSpec, BoundTerm, fill_shape
 from converters.coverage import Coverage, Draft, mixed_dtypes, unlike
 from converters.errors import CoverageError, Problem
-from converters.keys import is_index
+from converters.keys import Binding, CompiledPattern, is_index
 from converters.lowering import Lowered, lower
 from converters.matching import Coordinates, Instance, match_keys
-from converters.operands import LayoutMismatchError, Operand
+from converters.operands import LayoutMismatchError
+from converters.operations import Generator
+from converters.operations.cast import check_castable
 from converters.plan import EqualityCheck, GeneratedCheck, Move, Plan, RuleSummary, Source
 from converters.sharding import split_into_shards
+from converters.spec_check import operands_of
 from converters.tensor_info import DType, TensorInfo, parse_dtype
 from converters.text import printable
 
@@ -39,7 +43,10 @@ def make_plan(
 
     Raises:
         CoverageError: with every key, rule and size that doesn't fit.
+        WeightmapError: values can't be cast to `dtype`.
     """
+    if dtype is not None:
+        check_castable(dtype)
     return _Planner(bound, sources, dtype).plan(max_shard_nbytes)
 
 
@@ -177,19 +184,16 @@ class _Planner:
             if sizes.setdefault(axis, extent) != extent:
                 self._problem(rule, f"the keys have {extent} values of {axis}, but dims.{axis} is {sizes[axis]}")
                 return None
-        sources, targets = (
-            [Operand(term.term.label, term.term.layout, term.key_axes) for term in terms]
-            for terms in (rule.sources, rule.targets)
-        )
+        sources, targets = operands_of(rule.rule, rule.shape, reverse=self.bound.spec.reverse)
         try:
             lowered = lower(sources, [info.shape for info in firsts], targets, sizes)
         except LayoutMismatchError as error:
+            tensors = {
+                operand.place: f"{printable(str(info))}: " for operand, info in zip(sources, firsts, strict=True)
+            }
             for operand, message in error.problems:
-                place, tensor = (operand.label if operand else None) or "to", ""
-                if operand is not None and operand in sources:
-                    place = operand.label or "from"
-                    tensor = f"{printable(str(firsts[sources.index(operand)]))}: "
-                self._problem(rule, f"layout.{place}: {tensor}{message}", self._unknown_dims(message))
+                what = f"layout.{operand.place}: {tensors.get(operand.place, '')}{message}"
+                self._problem(rule, what, self._unknown_dims(message))
             return None
         self._learn(rule, lowered)
         return lowered
@@ -218,29 +222,30 @@ class _Planner:
             self._problem(rule, error.problems[0].what)
             return {}
         # An empty tensor has no pieces, and is still a target.
-        places: dict[tuple[int, Coordinates], None] = {
-            (index, ()): None for index, term in enumerate(rule.targets) if not term.key_axes
-        }
-        places.update(((piece.target, piece.target_index), None) for piece in lowered.pieces)
+        places = (
+            (index, term, coordinate)
+            for index, term in enumerate(rule.targets)
+            for coordinate in itertools.product(*(range(lowered.sizes[axis]) for axis in term.key_axes))
+        )
         found: dict[tuple[int, Coordinates], list[Draft]] = {}
-        for index, coordinate in places:
-            term = rule.targets[index]
+        for index, term, coordinate in places:
             binding = dict(instance.binding)
             for axis, value in zip(term.key_axes, coordinate, strict=True):
-                binding[axis] = value + (rule.ranges[axis][0] if axis in rule.ranges else 0)
+                binding[axis] = value + rule.starts.get(axis, 0)
             keys = term.keys if term.term.sharing != "tie" else term.keys[:1]
-            names = [name for key in keys if (name := self._name(rule, key.format(binding), str(key.pattern)))]
+            names = [name for key in keys if (name := self._name(rule, key, binding))]
             drafts = (self._draft(rule, TensorInfo(name, lowered.target_shapes[index], dtype)) for name in names)
             found[index, coordinate] = [draft for draft in drafts if draft is not None]
         return found
 
-    def _name(self, rule: BoundRule, name: str | None, pattern: str) -> str | None:
+    def _name(self, rule: BoundRule, key: CompiledPattern, binding: Binding) -> str | None:
+        name = key.format(binding)
         if name is None:
-            self._problem(rule, f"'{pattern}' has no key for these indices: a number in it would be negative")
+            self._problem(rule, f"'{key.pattern}' has no key for these indices: a number in it would be negative")
         return name
 
-    def _draft(self, rule: BoundRule, info: TensorInfo) -> Draft | None:
-        draft = self.coverage.draft(rule, info)
+    def _draft(self, rule: BoundRule, info: TensorInfo, generator: Generator | None = None) -> Draft | None:
+        draft = self.coverage.draft(rule, info, generator)
         if isinstance(draft, str):
             self._problem(rule, draft, MADE_ONCE)
             return None
@@ -254,7 +259,7 @@ class _Planner:
             raise AssertionError("only fill rules come here")
         try:
             shape = fill_shape(rule, self.bound, self.learned)
-            dtype = parse_dtype(rule.rule.dtype) if rule.rule.dtype else self._common_dtype(rule)
+            dtype = self._fill_dtype(rule) if rule.targets else None
         except CoverageError as error:
             self.problems.extend(error.problems)
             return
@@ -263,15 +268,24 @@ class _Planner:
             if info.shape != shape:
                 self._problem(rule, f"{printable(str(info))}: the rule makes it with shape {list(shape)}")
                 continue
+            if (refusal := fill.refusal(info)) is not None:
+                self._problem(rule, f"{printable(str(info))}: {refusal}")
+                continue
             self.generated_checks.append(GeneratedCheck(source, fill, rule.number))
             self.coverage.whole.add(source)
         for key in (key for term in rule.targets for key in term.keys):
-            name = self._name(rule, key.format(instance.binding), str(key.pattern))
-            draft = self._draft(rule, TensorInfo(name, shape, dtype)) if name else None
-            if draft is not None:
-                draft.generator = fill
+            name = self._name(rule, key, instance.binding)
+            if name is None or dtype is None:
+                continue
+            made = TensorInfo(name, shape, dtype)
+            if (refusal := fill.refusal(made)) is not None:
+                self._problem(rule, f"{printable(str(made))}: {refusal}")
+            else:
+                self._draft(rule, made, fill)
 
-    def _common_dtype(self, rule: BoundRule) -> DType:
+    def _fill_dtype(self, rule: BoundRule) -> DType:
+        if rule.rule.dtype:
+            return parse_dtype(rule.rule.dtype)
         found = {source.info.dtype for source in self.sources if source.info.dtype.is_floating}
         if len(found) != 1:
             names = ", ".join(sorted(dtype.label for dtype in found)) or "none"

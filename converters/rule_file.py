@@ -49,7 +49,7 @@ def read_rule(reader: Reader, node: Node, path: str) -> Rule | None:
             reader.problem(f"{path} has both 'to' and '{sharing}'", shared, f"'{sharing}' is a list of all the targets")
         term = _shared_term(reader, shared, sharing, f"{path}.{sharing}")
         targets = (term,) if term else ()
-    fill = _fill(reader, mapping, path)
+    fill = _fill(reader, mapping, path, sources, targets)
     if fill is None and len(reader.problems) == problems_before:
         for side, terms in (("from", sources), ("to", targets)):
             if not terms:
@@ -199,7 +199,9 @@ def _cast(reader: Reader, node: Node, path: str) -> tuple[Elementwise, ...]:
     return (Cast(target, source),) if source and target else ()
 
 
-def _fill(reader: Reader, mapping: MappingNode, path: str) -> Fill | None:
+def _fill(
+    reader: Reader, mapping: MappingNode, path: str, sources: tuple[Term, ...], targets: tuple[Term, ...]
+) -> Fill | None:
     node = mapping.get("fill")
     if node is None:
         for key in ("shape", "dtype"):
@@ -209,7 +211,10 @@ def _fill(reader: Reader, mapping: MappingNode, path: str) -> Fill | None:
     value = reader.text(node, f"{path}.fill")
     if value is not None and value not in VALUES:
         reader.problem(f"{path}.fill: {value!r} is no filling", node, f"there are: {', '.join(VALUES)}")
-    if (mapping.get("from") is None) == (mapping.get("to") is None):
+    for key in ("layout", "cast"):
+        if (extra := mapping.get(key)) is not None:
+            reader.problem(f"{path}.{key} has no meaning beside 'fill'", extra, "give the 'shape' and 'dtype' to make")
+    if bool(sources) == bool(targets):
         reader.problem(
             f"{path}: 'fill' makes the tensor 'to', or checks the tensor 'from' on a way back",
             node,

@@ -14,6 +14,9 @@ from converters.strided import StridedCopy, indices_within, stretches
 COPY_BUFFER = 1 << 20
 """Bytes of the buffer through which a plain range goes: small enough to stay in cache."""
 
+RANGE_PART = 64 << 20
+"""Bytes of a plain range that one thread copies at a time, so that a single huge tensor keeps all of them busy."""
+
 LARGE_PANEL = 64 << 20
 """Largest panel in bytes, where a rearrangement gains from more (a transpose reads longer runs)."""
 
@@ -98,19 +101,28 @@ class Budget:
 
     @classmethod
     def fitting(cls, max_memory: int, threads: int) -> Self:
-        """A budget for so many threads, or for as many of them as it has room for."""
+        """A budget for so many threads, or for as many of them as it has room for.
+
+        Raises:
+            MemoryBudgetError: there is no room for a single one.
+        """
+        _check_budget(max_memory)
         return cls(max_memory, max(1, min(threads, (max_memory - LIBRARIES) // LEAST_SHARE)))
 
     @property
     def panel(self) -> int:
         """Bytes of the largest panel that one thread may hold, beside what it reads it through."""
-        if self.max_memory < MINIMUM_BUDGET:
-            raise MemoryBudgetError(
-                f"a memory budget of {self.max_memory:,} bytes is too small",
-                hint=f"--max-memory must be at least {MINIMUM_BUDGET // 1_000_000} MB",
-            )
+        _check_budget(self.max_memory)
         share = (self.max_memory - LIBRARIES) // self.threads - COPY_BUFFER - SLAB - COMPUTED_OVERHEAD
         return max(1 << 20, min(LARGE_PANEL, share))
+
+
+def _check_budget(max_memory: int) -> None:
+    if max_memory < MINIMUM_BUDGET:
+        raise MemoryBudgetError(
+            f"a memory budget of {max_memory:,} bytes is too small",
+            hint=f"--max-memory must be at least {MINIMUM_BUDGET // 1_000_000} MB",
+        )
 
 
 def byte_copy(copy: StridedCopy, bits: int) -> StridedCopy | None:
@@ -145,18 +157,24 @@ def jobs(plan: Plan, target_index: int, budget: Budget) -> Iterator[Job]:
     for stretch in stretches(moves, key=lambda move: (move.copy.target_start, move.copy.target_span)):
         first = stretch[0]
         if len(stretch) == 1 and first.copy.is_range and not target.operations:
-            yield RangeJob(
-                target_index,
-                first.source,
-                first.copy.source_start * width,
-                first.copy.target_start * width,
-                first.copy.size * width,
-            )
+            yield from _range_jobs(target_index, first, width)
             continue
         limit = _panel_limit(stretch, target, width, budget)
         for start, stop, panel in _panels(stretch, max(1, limit // width)):
             memory = (stop - start) * width + _reading_memory(plan, target, panel, width)
             yield PanelJob(target_index, start, stop, panel, memory)
+
+
+def _range_jobs(target: int, move: Move, width: int) -> Iterator[RangeJob]:
+    nbytes = move.copy.size * width
+    for start in range(0, nbytes, RANGE_PART):
+        yield RangeJob(
+            target,
+            move.source,
+            move.copy.source_start * width + start,
+            move.copy.target_start * width + start,
+            min(RANGE_PART, nbytes - start),
+        )
 
 
 def _panel_limit(stretch: Sequence[Move], target: Target, width: int, budget: Budget) -> int:
@@ -256,7 +274,8 @@ def peak_memory(plan: Plan, budget: Budget) -> int:
         )
         if key not in seen:
             seen[key] = heapq.nlargest(budget.threads, (job.memory for job in jobs(plan, index, budget)))
-        largest = heapq.nlargest(budget.threads, [*largest, *seen[key]])
+        if len(largest) < budget.threads or any(memory > largest[-1] for memory in seen[key]):
+            largest = heapq.nlargest(budget.threads, [*largest, *seen[key]])
     # Checks are made before anything is written, by one thread.
     checks = [2 * COPY_BUFFER] if plan.equality_checks else []
     checks += [80 * CHECK_ELEMENTS] if plan.generated_checks else []

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from converters.errors import Problem
-from converters.pattern import Choice, Hole, Index, KeyPattern, Kind, Name
+from converters.lowering import check_structure
+from converters.operands import Operand
+from converters.pattern import Choice, Hole, Index, KeyPattern, Kind, Name, Path
 from converters.spec import Rule, Spec, Term
 
 
@@ -68,6 +70,16 @@ def _kind(declared: Kind | None, uses: Sequence[tuple[Hole, bool]], is_instance:
     return Name() if any(is_last for _, is_last in uses) else Index()
 
 
+def operands_of(rule: Rule, shape: RuleShape, *, reverse: bool) -> tuple[list[Operand], list[Operand]]:
+    """The two sides of a rule, as its layouts see them; on the way back, the YAML's `to` is the source."""
+    words = ("to", "from") if reverse else ("from", "to")
+    sources, targets = (
+        [Operand(term.label, term.layout, shape.key_axes(term), term.label or word) for term in terms]
+        for word, terms in zip(words, (rule.sources, rule.targets), strict=True)
+    )
+    return sources, targets
+
+
 def check_spec(spec: Spec) -> list[Problem]:
     """Everything that is wrong whatever the checkpoint."""
     dims = frozenset(dim.name for dim in spec.dims)
@@ -101,30 +113,39 @@ def _check_rule(rule: Rule, spec: Spec, dims: frozenset[str]) -> list[tuple[str,
     twice = sorted({label for label in labels if labels.count(label) > 1})
     hint = "give each term a label of its own, on both sides together"
     found.extend((f"two terms are labelled {label!r}", hint) for label in twice)
+    found.extend(_check_kinds(terms, dims))
     for side, other in ((rule.sources, rule.targets), (rule.targets, rule.sources)):
         for term in side:
             found.extend(_check_term(term, other, rule, shape, dims))
+    if not found and rule.fill is None:
+        problems = check_structure(*operands_of(rule, shape, reverse=spec.reverse))
+        found.extend((f"layout.{operand.place}: {what}", None) for operand, what in problems)
+    return found
+
+
+def _check_kinds(terms: Sequence[Term], dims: frozenset[str]) -> list[tuple[str, str | None]]:
+    """Kinds that are written twice, and differently."""
+    found: list[tuple[str, str | None]] = []
+    kinds: dict[str, Kind] = {}
+    for hole in (hole for term in terms for key in term.keys for hole in key.holes()):
+        name = next(iter(hole.expression.names() - dims))
+        if hole.kind is not None and kinds.setdefault(name, hole.kind) != hole.kind:
+            what = f"{{{name}}} is {kinds[name]} in one key and {hole.kind} in another"
+            found.append((what, "write the kind once: it holds for the whole rule"))
     return found
 
 
 def _check_term(
     term: Term, other: Sequence[Term], rule: Rule, shape: RuleShape, dims: frozenset[str]
 ) -> list[tuple[str, str | None]]:
-    found: list[tuple[str, str | None]] = []
-    if len({placeholders_of(key, dims) for key in term.keys}) > 1:
-        found.append(
-            (f"the keys of {term} have different placeholders", "keys that hold one tensor need the same ones")
-        )
-    for key in term.keys:
-        for hole in key.holes():
-            name = next(iter(hole.expression.names() - dims))
-            if not hole.plain and not isinstance(shape.kinds[name], Index):
-                found.append((f"{hole} computes with {name}, which is no whole number", "write {name:int}"))
+    found = _check_keys(term, shape, dims)
     if rule.fill is not None:
         for name in sorted(placeholders_of(term.keys[0], dims)):
             kind = shape.kinds[name]
             if not isinstance(kind, Choice) and not (isinstance(kind, Index) and kind.stop is not None):
                 found.append((f"'fill' can't know the values of {{{name}}}", f"give its range, as in {{{name}:0..L}}"))
+            elif name not in shape.instances:
+                found.append((f"{{{name}}} of '{term}' isn't in every key of the rule", "write a rule for each tensor"))
         return found
     for axis in shape.key_axes(term):
         if not isinstance(shape.kinds[axis], Index):
@@ -141,4 +162,32 @@ def _check_term(
                     "put it into the other key, or into the other layout as an axis",
                 )
             )
+    return found
+
+
+def _is_bounded(hole: Hole, shape: RuleShape, dims: frozenset[str]) -> bool:
+    return isinstance(shape.kinds[next(iter(hole.expression.names() - dims))], Index | Choice)
+
+
+def _check_keys(term: Term, shape: RuleShape, dims: frozenset[str]) -> list[tuple[str, str | None]]:
+    found: list[tuple[str, str | None]] = []
+    hint = "write the kind of one of them, as in {i:int} or {p:weight|bias}"
+    if len({placeholders_of(key, dims) for key in term.keys}) > 1:
+        found.append(
+            (f"the keys of {term} have different placeholders", "keys that hold one tensor need the same ones")
+        )
+    for key in term.keys:
+        found.extend(
+            (f"{''.join(map(str, segment))!r} has two placeholders of any length: nothing tells where one ends", hint)
+            for segment in key.segments
+            if sum(isinstance(part, Hole) and not _is_bounded(part, shape, dims) for part in segment) > 1
+        )
+        kinds = [(hole, shape.kinds[next(iter(hole.expression.names() - dims))]) for hole in key.holes()]
+        found.extend(
+            (f"{hole} computes with what is no whole number", "write its kind, as in {i:int}")
+            for hole, kind in kinds
+            if not hole.plain and not isinstance(kind, Index)
+        )
+        if sum(isinstance(kind, Path) for _, kind in kinds) > 1:
+            found.append((f"'{key}' has two dotted rests: nothing tells where the first ends", "a key can have one"))
     return found

@@ -61,6 +61,10 @@ class Elementwise(Protocol):
 class Generator(Protocol):
     """Makes the values of a tensor from its shape alone."""
 
+    def refusal(self, info: TensorInfo) -> str | None:
+        """Why a tensor can't hold these values; None where it can."""
+        ...
+
     def generate(self, info: TensorInfo, start: int, stop: int) -> Array:
         """The elements `[start, stop)` of the flattened tensor, as unsigned integers of the dtype's width."""
         ...

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from converters.errors import CheckpointError, CoverageError
+from converters.errors import CheckpointError, CoverageError, WeightmapError
 from converters.operations import OneWay
 from converters.operations.numeric import ARITHMETIC, decode, encode, float_dtype
-from converters.tensor_info import DType
+from converters.tensor_info import DType, parse_dtype
 
 if TYPE_CHECKING:
     from converters.operations import Array
@@ -30,6 +30,33 @@ def widens(source: DType, target: DType) -> bool:
     if source not in _BITS or target not in _BITS:
         return source is target
     return all(wide >= narrow for wide, narrow in zip(_BITS[target], _BITS[source], strict=True))
+
+
+def parse_cast_dtype(text: str | None) -> DType | None:
+    """The dtype that a blanket cast is asked for by; None for none.
+
+    Raises:
+        WeightmapError: there is no such dtype, or values can't be cast to it.
+    """
+    if text is None:
+        return None
+    try:
+        dtype = parse_dtype(text)
+    except ValueError as error:
+        raise WeightmapError(str(error)) from None
+    check_castable(dtype)
+    return dtype
+
+
+def check_castable(dtype: DType) -> None:
+    """Refuse a dtype that values can't be cast to: integers, masks, and blocks that need scales.
+
+    Raises:
+        WeightmapError: it is one of those.
+    """
+    if dtype not in ARITHMETIC:
+        names = ", ".join(sorted(known.label for known in ARITHMETIC))
+        raise WeightmapError(f"values can't be cast to {dtype}; there are: {names}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from converters.operations.numeric import ARITHMETIC, decode, encode, raw_dtype
-from converters.tensor_info import TensorInfo
+from converters.tensor_info import DType, TensorInfo
 
 if TYPE_CHECKING:
     from converters.operations import Array
+
+_COUNTING_BITS = {
+    DType.BOOL: 1,
+    DType.U8: 8,
+    DType.U16: 16,
+    DType.U32: 32,
+    DType.U64: 64,
+    DType.I8: 7,
+    DType.I16: 15,
+    DType.I32: 31,
+    DType.I64: 63,
+    DType.F8_E4M3: 4,
+    DType.F8_E4M3FNUZ: 4,
+    DType.F8_E5M2: 3,
+    DType.F8_E5M2FNUZ: 3,
+    DType.F16: 11,
+    DType.BF16: 8,
+    DType.F32: 24,
+    DType.F64: 53,
+}
+"""The dtypes that can be filled, and the bits of a number up to which each holds every whole number."""
 
 VALUES = ("zeros", "ones", "arange", "sinusoidal")
 
@@ -21,6 +42,17 @@ class Fill:
     """Fill with `zeros`, `ones`, `arange` (0, 1, 2, ... in row-major order) or `sinusoidal` positions."""
 
     value: str
+
+    def refusal(self, info: TensorInfo) -> str | None:
+        """Why a tensor can't hold these values; None where it can."""
+        dtype = info.dtype
+        if dtype not in _COUNTING_BITS:
+            return f"a tensor of {dtype} can't be filled; there are: {', '.join(map(str, _COUNTING_BITS))}"
+        if self.value == "sinusoidal" and (dtype not in ARITHMETIC or not info.shape or 0 in info.shape):
+            return "sinusoidal positions are floating numbers, in a tensor of [positions, ..., features]"
+        if self.value == "arange" and info.size > 1 << _COUNTING_BITS[dtype]:
+            return f"{dtype} doesn't hold every whole number up to {info.size - 1}"
+        return None
 
     def generate(self, info: TensorInfo, start: int, stop: int) -> Array:
         """See `Generator.generate`. `sinusoidal` takes `[positions, ..., features]` with ones between.

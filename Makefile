@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo full-size clean
+.PHONY: help setup test lint format demo full-size mutations clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ demo: setup  ## Convert a small Phi-2 to Tenny and back, and show it
 
 full-size: setup  ## Convert a random model of Phi-2's real size, and measure memory and time (needs about 18 GB of disk)
 	$(BIN)/python benchmarks/full_size.py
+
+mutations: setup  ## Prove the verifier: every wrong conversion that it must catch, and write docs/mutations.md
+	$(BIN)/python -m tests.mutations
 
 clean:  ## Remove caches and outputs; .venv stays
 	rm -rf build dist *.egg-info .demo .full-size .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -4,6 +4,7 @@
     converters.convert(spec, "phi-2/", "tenny/")
     state_dict = converters.convert_state_dict(spec, model.state_dict())
     with converters.open_converted(spec, "phi-2/") as lazy: ...
+    converters.verify(spec, "phi-2/", "tenny/").raise_for_failure()
 
 Importing this never imports torch; the calls that give tensors do. Each name is imported when it is first used, so that
 `weightmap --help` doesn't wait for the engine.
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from converters.state_dict import convert_state_dict
     from converters.storage.checkpoint import open_checkpoint
     from converters.tensor_info import DType, TensorInfo
+    from converters.verify.report import Report, Verdict
+    from converters.verify.run import verify
 
 __version__ = "0.1.0"
 
@@ -53,9 +56,11 @@ __all__ = [
     "OutputExistsError",
     "Plan",
     "Problem",
+    "Report",
     "Spec",
     "SpecError",
     "TensorInfo",
+    "Verdict",
     "VerificationError",
     "WeightmapError",
     "convert",
@@ -65,6 +70,7 @@ __all__ = [
     "open_converted",
     "prepare",
     "shipped_specs",
+    "verify",
 ]
 
 _NAMES_BY_HOME = {
@@ -89,6 +95,8 @@ _NAMES_BY_HOME = {
     "state_dict": ("convert_state_dict",),
     "storage.checkpoint": ("open_checkpoint",),
     "tensor_info": ("DType", "TensorInfo"),
+    "verify.report": ("Report", "Verdict"),
+    "verify.run": ("verify",),
 }
 _HOME_OF = {name: f"{__name__}.{home}" for home, names in _NAMES_BY_HOME.items() for name in names}
 

@@ -42,7 +42,10 @@ def map_config(
     """The target's config.
 
     Args:
+        spec: whose `config:` section says how.
+        config: the source's.
         evaluate: gives the value of an expression on the way there; with the target's config, on the way back.
+        where: what messages call the config.
 
     Raises:
         ConfigError: a key is to be renamed onto one that is there, or a derived value isn't known, or the way back
@@ -90,6 +93,10 @@ def _rename(target: dict[str, Any], mapping: ConfigMapping, problems: list[Probl
             continue
         if _get(target, new) is not _MISSING:
             problems.append(Problem(f"config.rename: {old} becomes {new}, but the config has a {new} already", where))
+        for parent, found in ((path, _get(target, path)) for path in _parents(new)):
+            if found is not _MISSING and not isinstance(found, Mapping):
+                what = f"config.rename: {old} becomes {new}, but {parent} is {found!r} and holds no keys"
+                problems.append(Problem(what, where))
         _put(target, new, value)
 
 
@@ -117,6 +124,12 @@ def _get(config: Mapping[str, Any], path: str) -> Any:  # noqa: ANN401 - a confi
             return _MISSING
         value = value[key]
     return value
+
+
+def _parents(path: str) -> list[str]:
+    """`a` and `a.b` for `a.b.c`."""
+    keys = path.split(".")
+    return [".".join(keys[:count]) for count in range(1, len(keys))]
 
 
 def _remove(config: dict[str, Any], path: str) -> Any:  # noqa: ANN401 - as above

@@ -13,6 +13,7 @@ from converters.config_map import with_dtype
 from converters.engine import DEFAULT_MAX_MEMORY, Progress, check_sources, default_threads, execute
 from converters.errors import ConfigError
 from converters.expressions import Expression
+from converters.operations.cast import parse_cast_dtype
 from converters.plan import Plan, Source
 from converters.planner import DEFAULT_MAX_SHARD_NBYTES, make_plan
 from converters.publish import check_free_space, publishing
@@ -23,7 +24,7 @@ from converters.spec import Spec
 from converters.storage.base import CheckpointReader
 from converters.storage.checkpoint import open_checkpoint
 from converters.storage.safetensors import SafetensorsWriter
-from converters.tensor_info import DType, parse_dtype
+from converters.tensor_info import DType
 from converters.text import printable
 
 
@@ -77,8 +78,7 @@ def prepare(spec: Spec, source: Path, options: Options) -> Iterator[Prepared]:
         plan = replace(plan, notes=(*(str(note) for note in reader.notes), *plan.notes))
         if plan.config is not None and options.dtype is not None:
             plan = replace(plan, config=with_dtype(plan.config, options.dtype))
-        root = source if source.is_dir() else source.parent / "-"
-        yield Prepared(plan, reader, find_side_files(root, sorted(set(reader.file_of.values()))))
+        yield Prepared(plan, reader, find_side_files(source, sorted(set(reader.file_of.values()))))
 
 
 def needs_config(spec: Spec) -> str | None:
@@ -129,9 +129,7 @@ def convert(  # noqa: PLR0913 - each is an option of its own
         WeightmapError: one of its subclasses, by cause; nothing is left at `output` then.
     """
     source, output = Path(source), Path(output)
-    options = Options(
-        parse_size(max_shard_size), parse_dtype(dtype) if dtype is not None else None, config, dims, set_config
-    )
+    options = Options(parse_size(max_shard_size), parse_cast_dtype(dtype), config, dims, set_config)
     budget = Budget.fitting(parse_size(max_memory), threads or default_threads())
     with prepare(spec.inverse() if reverse else spec, source, options) as prepared:
         run(prepared, output, budget, inputs=[source], overwrite=overwrite, progress=progress)

@@ -202,11 +202,7 @@ def match_segment(parts: tuple[CompiledPart, ...], text: str, start: int = 0) ->
     """
     head = parts[0]
     if len(parts) == 1:
-        if isinstance(head, str):
-            return () if len(text) - start == len(head) and text.endswith(head) else None
-        if start and (longest := head.longest()) is not None and len(text) - start > longest:
-            return None
-        return (text[start:],) if head.accepts(text[start:]) else None
+        return _match_last(head, text, start)
     if isinstance(head, str):
         return match_segment(parts[1:], text, start + len(head)) if text.startswith(head, start) else None
     separator = parts[1]
@@ -225,6 +221,14 @@ def match_segment(parts: tuple[CompiledPart, ...], text: str, start: int = 0) ->
                 return (text[start:position], *following)
         position = text.find(separator, position + 1)
     return None
+
+
+def _match_last(part: CompiledPart, text: str, start: int) -> tuple[str, ...] | None:
+    if isinstance(part, str):
+        return () if len(text) - start == len(part) and text.endswith(part) else None
+    if start and (longest := part.longest()) is not None and len(text) - start > longest:
+        return None
+    return (text[start:],) if part.accepts(text[start:]) else None
 
 
 def _match_dotted(pattern: CompiledPattern, segments: Sequence[str]) -> Binding | None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from converters.convert import Options, prepare
 from converters.engine import DEFAULT_MAX_MEMORY, check_sources, materialize
+from converters.operations.cast import parse_cast_dtype
 from converters.schedule import Budget
 from converters.spec import Spec
-from converters.tensor_info import TensorInfo, parse_dtype
+from converters.tensor_info import TensorInfo
 from converters.torch_dtypes import to_torch
 
 if TYPE_CHECKING:
@@ -89,5 +90,5 @@ def open_converted(
     Raises:
         WeightmapError: as `convert`, when opening; `CheckpointError` also when a tensor is read.
     """
-    options = Options(dtype=parse_dtype(dtype) if dtype is not None else None, config=config, dims=dims)
+    options = Options(dtype=parse_cast_dtype(dtype), config=config, dims=dims)
     return ConvertedCheckpoint(spec.inverse() if reverse else spec, Path(source), options)

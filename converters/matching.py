@@ -88,6 +88,7 @@ class _Matcher:
         self.report = MatchProblems(bound)
         self.problems = self.report.problems
         self.entries: list[tuple[BoundRule, int, int]] = []
+        self.contested: set[int] = set()
         self.trie = KeyTrie()
         self.instances: dict[int, dict[tuple[object, ...], Instance]] = {rule.number: {} for rule in bound.rules}
         for rule in bound.rules:
@@ -120,10 +121,11 @@ class _Matcher:
                     unclaimed.append(key)
                 continue
             if len(claims) > 1 or reasons:
-                rules = [self.entries[number] for number, _ in claims]
+                rules = [self.entries[number] for number, _ in sorted(claims, key=operator.itemgetter(0))]
                 in_parts = all(takes_part(rule.sources[term].term) for rule, term, _ in rules)
                 if reasons or not in_parts or len({rule.number for rule, _, _ in rules}) < len(rules):
                     self.report.claimed_twice(key, [(rule, term) for rule, term, _ in rules], reasons)
+                    self.contested.update(rule.number for rule, _, _ in rules)
                     continue
             for number, binding in claims:
                 self._claim(source, number, binding)
@@ -187,7 +189,7 @@ class _Matcher:
         if not instances:
             # A range without a number in it, as of the dense layers of a model that has none, wants no key.
             wanted = all(start < stop for name, (start, stop) in rule.ranges.items() if name in rule.shape.instances)
-            if wanted and not rule.rule.optional and rule.targets:
+            if wanted and rule.number not in self.contested and not rule.rule.optional and rule.targets:
                 self.report.matches_nothing(rule, self.names)
             return
         for instance in instances:

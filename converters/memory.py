@@ -20,8 +20,8 @@ NUMPY_NBYTES = 12_500_000
 ML_DTYPES_NBYTES = 2_600_000
 """What importing ml_dtypes adds on top (0.6: 2.6 MB); only BF16 and the 8-bit floats need it."""
 
-THREAD_NBYTES = 100_000
-"""What a thread touches of its stack and of its allocator's arena."""
+THREAD_NBYTES = 1_000_000
+"""What a thread holds beside its job: its stack, its allocator's arena, and buffers that it keeps for the next job."""
 
 _STATUS = Path("/proc/self/status")
 _NUMPYS_OWN = (DType.F16, DType.F32, DType.F64)

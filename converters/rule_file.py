@@ -20,14 +20,16 @@ RULE = ("from", "to", "layout", "copy", "tie", "cast", "fill", "shape", "dtype",
 SHARING: tuple[Sharing, ...] = ("copy", "tie")
 
 
-def read_rename(reader: Reader, key: ScalarNode, value: Node) -> Rule:
-    """`old: new` of the `rename:` section.
+def read_rename(reader: Reader, key: ScalarNode, value: Node) -> Rule | None:
+    """`old: new` of the `rename:` section; None where the new key is no text, which the reader notes.
 
     Raises:
         SpecError: one of the two is no pattern.
     """
     source = Term((parse_pattern(str(key.value), key.location),))
-    text = reader.text(value, f"rename.{key.text}") or ""
+    text = reader.text(value, f"rename.{key.text}")
+    if text is None:
+        return None
     target = Term((parse_pattern(text, value.location),))
     return Rule((source,), (target,), location=key.location, path=f"rename.{key.text}")
 
@@ -54,7 +56,8 @@ def read_rule(reader: Reader, node: Node, path: str) -> Rule | None:
         for side, terms in (("from", sources), ("to", targets)):
             if not terms:
                 reader.problem(f"{path} has no '{side}'", node)
-    sources, targets = _layouts(reader, mapping.get("layout"), sources, targets, path, mapping.location)
+    if mapping.get("fill") is None:
+        sources, targets = _layouts(reader, mapping.get("layout"), sources, targets, path, mapping.location)
     when = mapping.get("when")
     cast = mapping.get("cast")
     dtype = mapping.get("dtype")

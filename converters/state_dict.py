@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from converters.bind import bind
 from converters.errors import CheckpointError, CoverageError
-from converters.operations.cast import Cast, widens
+from converters.operations.cast import Cast, parse_cast_dtype, widens
 from converters.plan import Plan, Source, Target
 from converters.planner import make_plan
 from converters.spec import Spec
-from converters.tensor_info import TensorInfo, parse_dtype
+from converters.tensor_info import TensorInfo
 from converters.text import printable
 from converters.torch_dtypes import from_torch, to_torch
 
@@ -55,12 +55,16 @@ def convert_state_dict(
     strange = [name for name, value in values.items() if not isinstance(value, torch.Tensor)]
     if strange:
         raise CheckpointError(f"{printable(strange[0])} is no tensor", hint="leave it out of the state dict")
-    tensors = {name: tensor.detach() for name, tensor in state_dict.items()}
+    odd = [name for name, tensor in state_dict.items() if tensor.layout is not torch.strided]
+    if odd:
+        raise CheckpointError(f"{printable(odd[0])} is sparse, and a layout speaks of dense tensors", hint="densify it")
+    # A conjugate or negated view would carry its mark along, and not its values.
+    tensors = {name: tensor.detach().resolve_conj().resolve_neg() for name, tensor in state_dict.items()}
     sources = [
         Source(TensorInfo(name, tuple(tensor.shape), from_torch(tensor.dtype)), "state dict")
         for name, tensor in tensors.items()
     ]
-    plan = make_plan(bound, sources, dtype=parse_dtype(dtype) if dtype is not None else None)
+    plan = make_plan(bound, sources, dtype=parse_cast_dtype(dtype))
     inputs = [tensors[source.info.name] for source in sources]
     _check(plan, inputs)
     device = inputs[0].device if inputs else torch.device("cpu")
@@ -71,23 +75,31 @@ def _check(plan: Plan, inputs: list[Tensor]) -> None:
     import torch
 
     for check in plan.equality_checks:
-        first, second = (inputs[number].contiguous().view(torch.uint8) for number in (check.first, check.second))
+        pair = (inputs[number].contiguous().reshape(-1) for number in (check.first, check.second))
+        first, second = (tensor.view(torch.uint8) for tensor in pair)
         if not torch.equal(first, second):
             names = " and ".join(printable(plan.sources[number].info.name) for number in (check.first, check.second))
             raise CoverageError(f"{names} must be equal to become one tensor", plan.rules[check.rule].where)
     for generated in plan.generated_checks:
         info = plan.sources[generated.source].info
-        raw = inputs[generated.source].cpu().contiguous().view(_integers(info)).numpy().reshape(-1)
+        raw = (
+            inputs[generated.source]
+            .cpu()
+            .contiguous()
+            .view(_integers(inputs[generated.source].itemsize))
+            .numpy()
+            .reshape(-1)
+        )
         position = generated.generator.differs(raw.view(f"u{raw.itemsize}"), info, 0)
         if position is not None:
             what = f"{printable(info.name)} doesn't hold what the rule fills it with, from element {position} on"
             raise CoverageError(what, plan.rules[generated.rule].where)
 
 
-def _integers(info: TensorInfo) -> Any:  # noqa: ANN401 - a torch.dtype, which is not imported here
+def _integers(nbytes: int) -> Any:  # noqa: ANN401 - a torch.dtype, which is not imported here
     import torch
 
-    return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[max(info.dtype.bits, 8) // 8]
+    return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[nbytes]
 
 
 def _make(target: Target, inputs: list[Tensor], device: object) -> Tensor:
@@ -122,15 +134,31 @@ def _make(target: Target, inputs: list[Tensor], device: object) -> Tensor:
 
 
 def _operate(tensor: Tensor, operations: tuple[Elementwise, ...], name: str) -> Tensor:
-    import torch
-
     for operation in operations:
         if not isinstance(operation, Cast):
             raise AssertionError(f"{operation} has no way in torch")  # noqa: TRY004 - a bug, not a wrong type
         cast = tensor.to(to_torch(operation.target))
         if not widens(from_torch(tensor.dtype), operation.target):
-            lost = torch.isfinite(tensor) & ~torch.isfinite(cast)
+            lost = _lost(tensor, cast)
             if bool(lost.any()):
                 raise CheckpointError(f"{int(lost.sum())} values don't fit {operation.target}", printable(name))
         tensor = cast
     return tensor
+
+
+def _lost(values: Tensor, cast: Tensor) -> Tensor:
+    """Which values have no counterpart after a cast, as `Cast.apply` has it."""
+    import torch
+
+    largest = torch.tensor(torch.finfo(cast.dtype).max, dtype=torch.float64).to(cast.dtype)
+    below = (largest.view(_integers(largest.itemsize)) - 1).view(cast.dtype)
+    # Where a format has no infinity torch may saturate: what lies beyond the last number that rounds to the largest
+    # one is lost.
+    reach = 1.5 * largest.item() - 0.5 * below.item()
+    # Torch can't ask 8-bit floats themselves.
+    before, after = (one.float() if one.dtype.itemsize == 1 else one for one in (values, cast))
+    return (
+        (before.isinf() != after.isinf())
+        | (before.isnan() != after.isnan())
+        | (before.isfinite() & (before.abs() > reach))
+    )

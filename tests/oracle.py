@@ -31,7 +31,12 @@ def item_size(item: object, sizes: dict[str, int]) -> int:
 
 def shape_of(term: TermCase, sizes: dict[str, int]) -> tuple[int, ...]:
     """The shape of a term's tensors."""
-    return tuple(item_size(item, sizes) for item in term.dims)
+    return tuple(item_size(item, sizes) for item in dims_of(term))
+
+
+def dims_of(term: TermCase) -> list:
+    """The dimensions one by one, those that `...` stands for among them."""
+    return [each for item in term.dims for each in (item if isinstance(item, tuple) else (item,))]
 
 
 def _take_apart(item: object, position: int, sizes: dict[str, int], found: dict[str, object]) -> None:
@@ -56,7 +61,7 @@ def _take_apart(item: object, position: int, sizes: dict[str, int], found: dict[
 def coordinates(term: TermCase, index: tuple[int, ...], at: dict[str, int], sizes: dict[str, int]) -> frozenset:
     """The label and the axes' coordinates of one element of a tensor."""
     found: dict[str, object] = {"label": term.label, **at}
-    for item, position in zip(term.dims, index, strict=True):
+    for item, position in zip(dims_of(term), index, strict=True):
         _take_apart(item, position, sizes, found)
     return frozenset(found.items())
 

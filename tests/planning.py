@@ -27,7 +27,9 @@ def spec_of(body: str) -> Spec:
 
 
 def infos_of(shapes: Mapping[str, Shape | TensorInfo], dtype: DType = DType.F32) -> list[TensorInfo]:
-    return [shape if isinstance(shape, TensorInfo) else TensorInfo(name, shape, dtype) for name, shape in shapes.items()]
+    return [
+        shape if isinstance(shape, TensorInfo) else TensorInfo(name, shape, dtype) for name, shape in shapes.items()
+    ]
 
 
 def plan_of(

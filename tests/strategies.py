@@ -7,7 +7,7 @@ into a composed dimension, around the blocks or inside them, or into the key.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
@@ -31,7 +31,7 @@ DTYPES = [
 class TermCase:
     """One tensor family: its label (None where fused), its key, and its layout as nested lists.
 
-    `dims` holds axis names, lists (composed) and dicts (label to list: blocks).
+    `dims` holds axis names, lists (composed), dicts (label to list: blocks) and a tuple (the axes of `...`).
     """
 
     label: str | None
@@ -39,11 +39,16 @@ class TermCase:
     key_axes: tuple[str, ...]
     dims: list
     copies: tuple[str, ...] = ()
+    ties: tuple[str, ...] = ()
+    """Other keys that the tensor could be stored under, and isn't."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A spec and the sizes of its axes; `leaves` gives the axes of each label."""
+    """A spec and the sizes of its axes; `leaves` gives the axes of each label.
+
+    The axis `number` is written as its size. With `in_parts` each label has a rule, that leaves the others out.
+    """
 
     sizes: dict[str, int]
     leaves: dict[str, tuple[str, ...]]
@@ -53,6 +58,8 @@ class Case:
     targets: list[TermCase]
     dims: dict[str, int]
     dtype: DType
+    number: str | None = None
+    in_parts: bool = False
 
     def yaml(self) -> str:
         """The case as a spec."""
@@ -64,35 +71,45 @@ class Case:
         if in_keys:
             lines.append("placeholders: {" + ", ".join(f"{axis}: 0..N_{axis}" for axis in in_keys) + "}")
         lines.append("rules:")
-        for word, terms, start in (("from", self.sources, "  - "), ("to", self.targets, "    ")):
+        for labels in [[label] for label in self.leaves] if self.in_parts else [list(self.leaves)]:
+            lines.extend(self._rule(labels))
+        return "\n".join(lines) + "\n"
+
+    def _rule(self, labels: list[str]) -> list[str]:
+        lines, layouts = [], []
+        for word, all_terms, start in (("from", self.sources, "  - "), ("to", self.targets, "    ")):
+            terms = [term for term in all_terms if term.label is None or term.label in labels]
             if len(terms) == 1 and not terms[0].label:
                 lines.append(f"{start}{word}: {_key_text(terms[0])}")
             else:
                 inner = ", ".join(f"{term.label}: {_key_text(term)}" for term in terms)
                 lines.append(f"{start}{word}: {{{inner}}}")
-        lines.append("    layout:")
-        for word, terms in (("from", self.sources), ("to", self.targets)):
-            lines.extend(f'      {term.label or word}: "{layout_text(term.dims)}"' for term in terms)
-        return "\n".join(lines) + "\n"
+            layouts += [f'      {term.label or word}: "{self.layout_text(term.dims, labels)}"' for term in terms]
+        return [*lines, "    layout:", *layouts]
+
+    def layout_text(self, dims: list, labels: list[str]) -> str:
+        """The layout notation of nested lists; blocks of other labels are left to other rules."""
+        return " ".join(self._item_text(item, labels) for item in dims)
+
+    def _item_text(self, item: object, labels: list[str]) -> str:
+        if isinstance(item, dict):
+            blocks = (
+                f"{label if label in labels else '_'}: {self.layout_text(items, labels)}"
+                for label, items in item.items()
+            )
+            return f"({' | '.join(blocks)})"
+        if isinstance(item, list):
+            return f"({self.layout_text(item, labels)})"
+        if isinstance(item, tuple):
+            return "..."
+        return str(self.sizes[item] if item == self.number else item)
 
 
 def _key_text(term: TermCase) -> str:
-    if term.copies:
-        return "{copy: [" + ", ".join(f'"{key}"' for key in (term.key, *term.copies)) + "]}"
+    for word, others in (("copy", term.copies), ("tie", term.ties)):
+        if others:
+            return f"{{{word}: [" + ", ".join(f'"{key}"' for key in (term.key, *others)) + "]}"
     return f'"{term.key}"'
-
-
-def layout_text(dims: list) -> str:
-    """The layout notation of nested lists."""
-    return " ".join(_item_text(item) for item in dims)
-
-
-def _item_text(item: object) -> str:
-    if isinstance(item, dict):
-        return "(" + " | ".join(f"{label}: {layout_text(items)}" for label, items in item.items()) + ")"
-    if isinstance(item, list):
-        return f"({layout_text(item)})"
-    return str(item)
 
 
 @st.composite
@@ -114,31 +131,51 @@ def cases(draw: st.DrawFn) -> Case:
     if len(labels) > 1 and all(term.label for term in sources) and all(term.label for term in targets):
         targets = draw(_fused("dst", leaves, shared))
     if draw(st.booleans()):
-        targets = [
-            TermCase(term.label, term.key, term.key_axes, term.dims, (term.key.replace("dst", "copy"),))
-            for term in targets
-        ]
+        targets = [replace(term, copies=(term.key.replace("dst", "copy"),)) for term in targets]
+    if draw(st.integers(0, 3)) == 0:
+        sources = [replace(term, ties=(term.key.replace("src", "tie"),)) for term in sources]
     shift = draw(st.sampled_from(["{i}", "{i+2}", "{7-i}", "{i//2}.{i%2}"]))
     targets = [
-        TermCase(
-            term.label,
-            term.key.replace("{i}", shift),
-            term.key_axes,
-            term.dims,
-            tuple(key.replace("{i}", shift) for key in term.copies),
+        replace(
+            term,
+            key=term.key.replace("{i}", shift),
+            copies=tuple(key.replace("{i}", shift) for key in term.copies),
         )
         for term in targets
     ]
     in_keys = {axis for term in (*sources, *targets) for axis in term.key_axes}
+    in_tensors = sorted(sizes.keys() - in_keys)
+    number = draw(st.sampled_from(in_tensors)) if in_tensors and draw(st.integers(0, 3)) == 0 else None
+    if draw(st.integers(0, 2)) == 0:
+        rest = tuple(f"R{index}" for index in range(draw(st.integers(0, 2))))
+        sizes.update({name: draw(st.sampled_from([1, 2, 3])) for name in rest})
+        leaves = {label: (*axes, *rest) for label, axes in leaves.items()}
+        sources, targets = ([draw(_with_rest(term, rest)) for term in terms] for terms in (sources, targets))
+    in_parts = len(labels) > 1 and not in_keys and draw(st.booleans())
+    empty = in_tensors and draw(st.integers(0, 9)) == 0
+    if empty:
+        axis = draw(st.sampled_from([axis for axis in in_tensors if axis != number] or in_tensors))
+        number = None if axis == number else number
+        sizes[axis] = 0
     # An axis that is alone in a dimension on both sides can be read off the tensors, whichever way it goes.
     alone = [{item for term in terms for item in term.dims if isinstance(item, str)} for terms in (sources, targets)]
     dims = {
         name: size
         for name, size in sizes.items()
-        if name not in in_keys and (not (name in alone[0] and name in alone[1]) or draw(st.booleans()))
+        # Nothing can be read off a tensor without elements, nor off a part that another rule takes.
+        if name in in_tensors
+        and (empty or in_parts or not (name in alone[0] and name in alone[1]) or draw(st.booleans()))
     }
     first = draw(st.integers(0, 3))
-    return Case(sizes, leaves, draw(st.integers(1, 2)), first, sources, targets, dims, draw(st.sampled_from(DTYPES)))
+    dtype = draw(st.sampled_from(DTYPES))
+    return Case(sizes, leaves, draw(st.integers(1, 2)), first, sources, targets, dims, dtype, number, in_parts)
+
+
+@st.composite
+def _with_rest(draw: st.DrawFn, term: TermCase, rest: tuple[str, ...]) -> TermCase:
+    dims = list(term.dims)
+    dims.insert(draw(st.integers(0, len(dims))), rest)
+    return replace(term, dims=dims)
 
 
 def _size(axes: tuple[str, ...], sizes: dict[str, int]) -> int:

@@ -62,3 +62,29 @@ def test_commands_in_the_docs_exist_with_their_options(where: str, text: str) ->
         known = {option for parameter in command.params for option in parameter.opts} | {"--help", "--version"}
         unknown = {word.split("=")[0] for word in rest if word.startswith("--")} - known
         assert not unknown, f"{where}: {line}: {unknown}"
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    import converters
+    from mappings.tenny import Tenny
+    from tests.models import tiny_phi
+
+    monkeypatch.chdir(tmp_path)
+    model = tiny_phi(seed=3)
+    model.save_pretrained("phi-2")
+    with converters.open_converted(converters.load_spec("phi2_to_tenny"), "phi-2") as lazy:
+        converters.convert(converters.load_spec("phi2_to_tenny"), "phi-2", "first")
+        assert lazy.config is not None
+    tenny = Tenny.from_pretrained("first")
+    for parameter in tenny.parameters():
+        parameter.data.zero_()
+    (example,) = [text for where, text in blocks("python") if where.startswith("README.md")]
+    variables = {"model": model, "tenny": tenny}
+    exec(compile(example, "README.md", "exec"), variables)  # noqa: S102 - our own page
+    prompt = torch.arange(20).reshape(1, 20)
+    with torch.no_grad():
+        assert torch.allclose(tenny(prompt), model(prompt).logits, atol=1e-5)
+    assert Path("tenny/model.safetensors").exists()
+    assert isinstance(variables["state_dict"], dict)

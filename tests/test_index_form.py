@@ -60,7 +60,12 @@ def test_what_cannot_be_undone(text: str, what: str) -> None:
 
 @given(st.integers(0, 500), st.lists(AFFINE, max_size=2), AFFINE, st.integers(1, 7), st.booleans(), st.randoms())
 def test_what_is_solvable_is_solved(
-    index: int, forms: list[IndexForm], inner: IndexForm, divisor: int, halves: bool, random: object  # noqa: FBT001
+    index: int,
+    forms: list[IndexForm],
+    inner: IndexForm,
+    divisor: int,
+    halves: bool,  # noqa: FBT001
+    random: object,
 ) -> None:
     if halves or not forms:
         forms = [*forms, *(IndexForm(inner.factor, inner.offset, operator, divisor) for operator in ("//", "%"))]

@@ -83,7 +83,9 @@ def test_matching(pattern: str, key: str, binding: dict[str, int | str] | None) 
 
 
 PARTS = st.sampled_from(["w", "in_", "1", "x+", "_"])
-HOLES = st.sampled_from(["{i}", "{i+1}", "{L-1-i}", "{2*i}", "{e}", "{p}", "{n}", "{d}", "{i//3}.{i%3}", "{e%2}.{e//2}"])
+HOLES = st.sampled_from(
+    ["{i}", "{i+1}", "{L-1-i}", "{2*i}", "{e}", "{p}", "{n}", "{d}", "{i//3}.{i%3}", "{e%2}.{e//2}"]
+)
 
 
 @st.composite

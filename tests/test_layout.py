@@ -98,7 +98,7 @@ def test_parses_the_notation(text: str, dims: tuple[Item, ...]) -> None:
         ("a 0", "a size of 0 is out of range", 3),
         ("1234567890123456789", "a size of 1234567890123456789 is out of range", 1),
         ("2D", "'2D' is neither a name nor a number", 1),
-        ("H×D", "unexpected '×'", 2),
+        ("Hé D", "unexpected 'é'", 2),
         ("a.b", "unexpected '.'", 2),
         ("½", "unexpected '½'", 1),
         ("(a: b: c)", "unexpected ':'", 6),

@@ -25,9 +25,7 @@ def operands(texts: str | dict[str, str], place: str) -> list[Operand]:
     return found
 
 
-def lowered(
-    source: str | dict[str, str], target: str | dict[str, str], *shapes: Shape, **sizes: int
-) -> Lowered:
+def lowered(source: str | dict[str, str], target: str | dict[str, str], *shapes: Shape, **sizes: int) -> Lowered:
     return lower(operands(source, "from"), shapes, operands(target, "to"), sizes)
 
 
@@ -49,9 +47,14 @@ def test_a_whole_tensor_is_one_range() -> None:
 
 def test_a_fuse_is_a_range_for_each_block() -> None:
     result = lowered(
-        {"q": "(H D) ...", "k": "(G D) ...", "v": "(G D) ..."}, "(q: H D | k: G D | v: G D) ...",
-        (8, 5), (4, 5), (4, 5), H=4, G=2,
-    )  # fmt: skip
+        {"q": "(H D) ...", "k": "(G D) ...", "v": "(G D) ..."},
+        "(q: H D | k: G D | v: G D) ...",
+        (8, 5),
+        (4, 5),
+        (4, 5),
+        H=4,
+        G=2,
+    )
     assert result.target_shapes == ((16, 5),)
     starts = {piece.source: (piece.copy.target_start, piece.copy.size) for piece in result.pieces}
     assert starts == {0: (0, 40), 1: (40, 20), 2: (60, 20)}
@@ -84,7 +87,7 @@ def test_numbers_are_paired_in_order() -> None:
     assert result.target_shapes == ((3, 4, 2),)
     # 12 = 2 x a x 3: the first 2 of one side is the first of the other, which is the outer one of (2 2).
     (piece,) = result.pieces
-    at = {axis: stride for axis, stride in zip(piece.copy.target_strides, piece.copy.source_strides, strict=True)}
+    at = dict(zip(piece.copy.target_strides, piece.copy.source_strides, strict=True))
     assert at == {8: 2, 4: 12, 2: 1, 1: 6}
 
 
@@ -168,16 +171,34 @@ def test_unsolved_is_told_apart_from_contradiction() -> None:
     ("source", "target", "shapes", "sizes", "messages"),
     [
         (
-            "(q: H D | k: G D) i", {"q": "(H D) i", "k": "(G D) i"}, [(7, 2)], {"H": 2, "G": 1, "D": 2},
+            "(q: H D | k: G D) i",
+            {"q": "(H D) i", "k": "(G D) i"},
+            [(7, 2)],
+            {"H": 2, "G": 1, "D": 2},
             ["from: blocks sum to 6 (D=2, G=1, H=2), but dim 0 is 7"],
         ),
         ("E i", "i E", [(7, 2)], {"E": 6}, ["from: 'E' is 6 (E=6), but dim 0 is 7"]),
         ("(2 3) i", "(2 3) i", [(7, 2)], {}, ["from: '(2 3)' is 6 (the numbers in it), but dim 0 is 7"]),
         ("(H D) i", "H D i", [(7, 2)], {"H": 2}, ["from: dim 0 is 7, which '(H D)' can't be with H=2"]),
-        ("a a2", "a2 a", [(7, 2, 3)], {}, ["from: the layout 'a a2' wants 2 dimensions, but the tensor has 3: [7, 2, 3]"]),
-        ("a b ...", "b a ...", [(7,)], {}, ["from: the layout 'a b ...' wants at least 2 dimensions, but the tensor has 1: [7]"]),
         (
-            {"q": "a ...", "k": "a ..."}, "(q: a | k: a) ...", [(2, 3), (2, 4)], {},
+            "a a2",
+            "a2 a",
+            [(7, 2, 3)],
+            {},
+            ["from: the layout 'a a2' wants 2 dimensions, but the tensor has 3: [7, 2, 3]"],
+        ),
+        (
+            "a b ...",
+            "b a ...",
+            [(7,)],
+            {},
+            ["from: the layout 'a b ...' wants at least 2 dimensions, but the tensor has 1: [7]"],
+        ),
+        (
+            {"q": "a ...", "k": "a ..."},
+            "(q: a | k: a) ...",
+            [(2, 3), (2, 4)],
+            {},
             ["k: '...' stands for [4] here and for [3] in another tensor of the rule"],
         ),
         ({"q": "a", "k": "a"}, "(q: a | k: a)", [(2,), (3,)], {}, ["k: 'a' is 2 (a=2), but dim 0 is 3"]),
@@ -187,20 +208,40 @@ def test_unsolved_is_told_apart_from_contradiction() -> None:
         ("a a", "a a", [(2, 2)], {}, ["from: axis a occurs twice in 'a a'", "to: axis a occurs twice in 'a a'"]),
         ("e:: e i", "e i", [(2, 3)], {"e": 2}, ["from: axis e occurs twice in 'e i'"]),
         (
-            "(q: a | k: b)", {"q": "a", "v": "b"}, [(5,)], {"a": 2, "b": 3},
-            ["from: block 'k' of '(q: a | k: b)' goes nowhere; the other side has 'q', 'v'",
-             "v: block 'v' of 'b' comes from nowhere; the other side has 'q', 'k'"],
+            "(q: a | k: b)",
+            {"q": "a", "v": "b"},
+            [(5,)],
+            {"a": 2, "b": 3},
+            [
+                "from: block 'k' of '(q: a | k: b)' goes nowhere; the other side has 'q', 'v'",
+                "v: block 'v' of 'b' comes from nowhere; the other side has 'q', 'k'",
+            ],
         ),
         (
-            {"q": "a", "k": "a"}, "(a b)", [(2,), (2,)], {"b": 2},
-            ["k: block (unlabelled) of 'k' can't be told from 'q': give each a label that the other side knows",
-             "k: axis b of '(a b)' is not in 'a'"],
+            {"q": "a", "k": "a"},
+            "(a b)",
+            [(2,), (2,)],
+            {"b": 2},
+            [
+                "k: block (unlabelled) of 'k' can't be told from 'q': give each a label that the other side knows",
+                "k: axis b of '(a b)' is not in 'a'",
+            ],
         ),
-        ("(e f) i", "e,f:: i", [(10**9, 0)], {"e": 10**5}, ["to: it would be e=100000 x f=10000 tensors, and no checkpoint holds more than 1000000"]),
+        (
+            "(e f) i",
+            "e,f:: i",
+            [(10**9, 0)],
+            {"e": 10**5},
+            ["to: it would be e=100000 x f=10000 tensors, and no checkpoint holds more than 1000000"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_messages(
-    source: str | dict[str, str], target: str | dict[str, str], shapes: list[Shape], sizes: dict[str, int], messages: list[str]
+    source: str | dict[str, str],
+    target: str | dict[str, str],
+    shapes: list[Shape],
+    sizes: dict[str, int],
+    messages: list[str],
 ) -> None:
     assert refusal(source, target, *shapes, **sizes) == messages
 
@@ -213,12 +254,18 @@ def test_messages(
         ("(q: a | _: b)", {"q": "a"}, []),
         ("(q: a | k: b)", {"q": "a"}, ["from: block 'k' of '(q: a | k: b)' goes nowhere; the other side has 'q'"]),
         ("2 3", "(2 3)", []),
-        ("2 3", "6", ["to: axis 2 (number 1), 3 (number 1) of '2 3' is not in '6'",
-                      "from: axis 6 (number 1) of '6' is not in '2 3'"]),
+        (
+            "2 3",
+            "6",
+            [
+                "to: axis 2 (number 1), 3 (number 1) of '2 3' is not in '6'",
+                "from: axis 6 (number 1) of '6' is not in '2 3'",
+            ],
+        ),
         ("e:: i", "e i", []),
         ("i", "e i", ["from: axis e of 'e i' is not in 'i'"]),
     ],
-)  # fmt: skip
+)
 def test_structure_is_checked_without_a_tensor(
     source: str | dict[str, str], target: str | dict[str, str], messages: list[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,10 +32,12 @@ def test_parses_segments_and_holes() -> None:
 @given(
     st.lists(
         st.lists(
-            st.sampled_from(["w", "a+b", "x_", "$^*[](?)\\", "ключ", "{i}", "{p:a|b}", "{r:path}", "{n:name}", "{i+1}"]),
+            st.sampled_from(
+                ["w", "a+b", "x_", "$^*[](?)\\", "ключ", "{i}", "{p:a|b}", "{r:path}", "{n:name}", "{i+1}"]
+            ),
             min_size=1,
             max_size=3,
-        ).filter(lambda parts: not any(a[0] == b[0] == "{" for a, b in zip(parts, parts[1:], strict=False))),
+        ).filter(lambda parts: not any(a[0] == b[0] == "{" for a, b in itertools.pairwise(parts))),
         min_size=1,
         max_size=4,
     )

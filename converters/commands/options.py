@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from converters.text import printable
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from converters.convert import Options
     from converters.schedule import Budget
     from converters.spec import Spec
@@ -31,6 +32,8 @@ class SpecName(click.ParamType):  # type: ignore[type-arg] # generic only since 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Shipped specs, and files."""
         del ctx, param
+        from click.shell_completion import CompletionItem
+
         from converters.library import shipped_specs
 
         shipped = [CompletionItem(path.stem) for path in shipped_specs() if path.stem.startswith(incomplete)]
@@ -76,6 +79,8 @@ class DTypeName(click.ParamType):  # type: ignore[type-arg] # generic only since
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The names that torch has."""
         del ctx, param
+        from click.shell_completion import CompletionItem
+
         names = ("bfloat16", "float16", "float32", "float64")
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
@@ -155,17 +160,11 @@ def make_request(  # noqa: PLR0913 - each is an option of its own
     """
     from converters.convert import Options
     from converters.engine import default_threads
-    from converters.errors import ConfigError
     from converters.library import load_spec
     from converters.schedule import Budget
-    from converters.side_files import read_config
 
     spec = load_spec(spec_name)
-    config = None
-    if config_file is not None:
-        config = read_config(config_file)
-        if config is None:
-            raise ConfigError("there is no config.json", printable(str(config_file)), "give a JSON file")
+    config = read_config_file(config_file) if config_file is not None else None
     budget = Budget.fitting(max_memory, threads or default_threads())
     return Request(
         spec.inverse() if reverse else spec,
@@ -173,6 +172,28 @@ def make_request(  # noqa: PLR0913 - each is an option of its own
         Options(max_shard_size, dtype, config, dict(dims) or None, dict(config_values) or None),
         budget,
     )
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read the config that `--config` names: a JSON file of whatever name, or a directory with a config.json.
+
+    Raises:
+        ConfigError: there is none, or it isn't a JSON object.
+    """
+    from converters.errors import CheckpointError, ConfigError
+    from converters.side_files import CONFIG, MAX_CONFIG_NBYTES
+    from converters.storage.files import read_small_file
+    from converters.storage.strict_json import StrictJsonError, parse_object
+
+    where = printable(str(path))
+    try:
+        # A link that the user names is followed: a snapshot in a Hub cache is made of links.
+        file = (path / CONFIG if path.is_dir() else path).resolve()
+        return parse_object(read_small_file(file, MAX_CONFIG_NBYTES, where))
+    except CheckpointError as error:
+        raise ConfigError(error.problems) from None
+    except StrictJsonError as error:
+        raise ConfigError(str(error), where, "--config takes a file with one JSON object") from None
 
 
 _CONVERSION = (

@@ -47,7 +47,7 @@ def rule_lines(plan: Plan, spec: Spec) -> Iterator[str]:
 
 def _aside(summary: RuleSummary, rule: Rule) -> str:
     line = f", line {rule.location.line}" if rule.location else ""
-    return f", {summary.exactness}{line}"
+    return f", {summary.exactness}{', optional' if rule.optional else ''}{line}"
 
 
 def _key_lines(rule: Rule, shapes: str, indent: int) -> Iterator[str]:

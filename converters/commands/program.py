@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
 
 import converters
 from converters.commands.guard import EXIT_CODES, Guarded
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class LazyGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The commands that begin like this, from the table, and the group's own options."""
+        from click.shell_completion import CompletionItem
+
         items = [
             CompletionItem(name, help=_COMMANDS[name].help)
             for name in self.list_commands(ctx)

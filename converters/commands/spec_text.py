@@ -87,27 +87,27 @@ def _one_way(rule: Rule) -> str | None:
 
 def list_lines(specs: Sequence[Spec]) -> Iterator[str]:
     """Specs as a table, each with its description."""
-    rows = [
-        (
-            printable(spec.name),
-            f"{printable(spec.source.layout)} {'→' if one_way_reasons(spec) else '↔'} {printable(spec.target.layout)}",
-            spec.exactness,
-        )
-        for spec in specs
-    ]
-    for spec, line in zip(specs, table(rows, "<<<", indent=0), strict=True):
+    rows = [(printable(spec.name), f"{sides(spec)}, {spec.exactness}") for spec in specs]
+    for spec, line in zip(specs, table(rows, "<<", indent=0), strict=True):
         yield line
         if spec.description:
             yield from (dim(f"  {part}") for part in wrapped(printable(spec.description), width() - 2))
     yield ""
-    yield dim("↔ goes both ways: --reverse takes the way back. `weightmap specs show NAME` shows the rules.")
+    hint = "↔ goes both ways: --reverse takes the way back. `weightmap specs show NAME` shows the rules."
+    yield from map(dim, wrapped(hint, width()))
+
+
+def sides(spec: Spec) -> str:
+    """The two layouts, and the ways between them: `hf/phi ↔ tenny`."""
+    arrow = "→" if one_way_reasons(spec) else "↔"
+    return f"{printable(spec.source.layout)} {arrow} {printable(spec.target.layout)}"
 
 
 def show_lines(spec: Spec) -> Iterator[str]:
     """A whole spec."""
     reasons = one_way_reasons(spec)
     name = printable(spec.name) + (" (reversed)" if spec.reverse else "")
-    yield bold(f"{name}: {printable(spec.source.layout)} {'→' if reasons else '↔'} {printable(spec.target.layout)}")
+    yield bold(f"{name}: {sides(spec)}")
     if spec.description:
         yield from (f"  {line}" for line in wrapped(printable(spec.description), width() - 2))
     yield f"  {spec.exactness}, {'one way only' if reasons else 'both ways'}" + dim(f", {printable(spec.path)}")
@@ -180,8 +180,7 @@ def _config_lines(spec: Spec) -> Iterator[str]:
             shown[key] += f", {text}"
         shown.setdefault(key, text)
     yield from labelled((printable(key), printable(text)) for key, text in shown.items())
-    if spec.config is not None:
-        yield dim("  all other keys are carried as they are")
+    yield dim("  all other keys are carried as they are")
 
 
 def _side_pairs(side: ConfigSide) -> list[tuple[str, str]]:

@@ -96,7 +96,9 @@ class Cast:
         cast = encode(values, self.target)
         if not widens(dtype, self.target):
             with np.errstate(all="ignore"):
-                lost = np.isfinite(values) & ~np.isfinite(cast.view(float_dtype(self.target)))
+                rounded = cast.view(float_dtype(self.target))
+                # Some formats have no infinity; neither an overflow nor an infinity may become a NaN in silence.
+                lost = (np.isinf(values) != np.isinf(rounded)) | (np.isnan(values) != np.isnan(rounded))
             if lost.any():
                 worst = float(np.abs(values[lost].astype(np.float64)).max())
                 raise CheckpointError(

@@ -189,8 +189,8 @@ def test_names_from_a_checkpoint_are_escaped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_leaves_nothing_behind(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    shapes = phi_shapes(layers=2, hidden=1024, inner=4096, vocab=20000)
-    config = {**CONFIG, "hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 20000}
+    shapes = phi_shapes(layers=2, hidden=768, inner=3072, vocab=8000)
+    config = {**CONFIG, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 8000}
     source = write_checkpoint(tmp_path / "phi", shapes, config=config)
     (tmp_path / "outputs").mkdir()
     output = tmp_path / "outputs" / "tenny"
@@ -214,8 +214,8 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals, code: int, tmp_p
 
 
 def test_a_signal_leaves_the_old_output_alone(tmp_path: Path) -> None:
-    shapes = phi_shapes(layers=2, hidden=1024, inner=4096, vocab=20000)
-    config = {**CONFIG, "hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 20000}
+    shapes = phi_shapes(layers=2, hidden=768, inner=3072, vocab=8000)
+    config = {**CONFIG, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 8000}
     source = write_checkpoint(tmp_path / "phi", shapes, config=config)
     output = tmp_path / "outputs" / "tenny"
     write_checkpoint(output, {"old.weight": [2]}, config=None)

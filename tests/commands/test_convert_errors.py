@@ -395,7 +395,7 @@ def test_one_unreadable_shard_does_not_hide_another(tmp_path: Path) -> None:
 
 def test_a_tensor_in_two_shards_is_an_error(tmp_path: Path) -> None:
     source = phi(tmp_path, shards=3)
-    names = list(phi_shapes())[1::3] + ["lm_head.weight"]
+    names = [*list(phi_shapes())[1::3], "lm_head.weight"]
     write_safetensors(source / "model-00002-of-00003.safetensors", {name: phi_shapes()[name] for name in names})
     result = weightmap("convert", "--spec", SPEC, source, tmp_path / "out")
     assert result.exit_code == 7

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 
-from converters.commands.options import ConfigValue, DimValue, DTypeName, Size
+from converters.commands.options import ConfigValue, DimValue, DTypeName, Size, read_config_file
 from converters.tensor_info import DType
 from tests.commands.support import SPEC, weightmap
 
@@ -64,6 +65,25 @@ def test_what_makes_no_sense_is_a_usage_error(words: tuple[str, ...], says: str)
     assert result.exit_code == 2
     assert says in result.stderr
     assert result.stderr.startswith("Usage: weightmap plan ")
+
+
+def test_a_config_may_have_any_name_and_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "given.txt").write_text('{"a": 1}')
+    (tmp_path / "link").symlink_to(tmp_path / "given.txt")
+    (tmp_path / "config.json").write_text('{"b": 2}')
+    assert read_config_file(tmp_path / "given.txt") == {"a": 1}
+    assert read_config_file(tmp_path / "link") == {"a": 1}
+    assert read_config_file(tmp_path) == {"b": 2}
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{", '{"a": 1, "a": 2}'])
+def test_a_config_that_is_none_is_a_config_error(content: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "given.json"
+    if content is not None:
+        file.write_text(content)
+    result = weightmap("plan", "--spec", SPEC, "nowhere", "--config", file)
+    assert result.exit_code == 6
+    assert "given.json" in result.stderr
 
 
 def test_a_spec_must_be_named() -> None:

@@ -108,7 +108,7 @@ def test_the_options_of_the_conversion(source: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_reverse(source: Path, good: Path, tmp_path: Path) -> None:
+def test_reverse(good: Path, tmp_path: Path) -> None:
     converters.convert(converters.load_spec(SPEC), good, tmp_path / "back", reverse=True)
     assert run(good, tmp_path / "back", "--reverse", "--level", "roundtrip").exit_code == 0
 
@@ -130,8 +130,9 @@ def test_the_source_must_be_readable(good: Path, tmp_path: Path) -> None:
 def test_levels_1_and_2_import_no_tensor_library(source: Path, good: Path) -> None:
     program = (
         "import sys; from converters.commands.program import main\n"
-        f"code = main(['verify', '--spec', {SPEC!r}, {str(source)!r}, {str(good)!r}, '--level', 'roundtrip', '-q'], standalone_mode=False)\n"
+        "code = main(['verify', *sys.argv[1:], '--level', 'roundtrip', '-q'], standalone_mode=False)\n"
         "print(code, [name for name in ('torch', 'transformers', 'matplotlib', 'rich') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-c", program, "--spec", SPEC, str(source), str(good)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "0 []"

@@ -1,0 +1,68 @@
+"""Gathering strided boxes into a panel, whichever way they are read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converters import gather
+from converters.gather import Gatherer, assign
+from converters.plan import Move
+from converters.strided import StridedCopy, strided_copy
+from converters.tensor_info import DType, TensorInfo
+from tests.memory_checkpoint import MemoryReader
+from tests.test_strided import Axes, permutations
+
+
+def reader_of(size: int) -> MemoryReader:
+    info = TensorInfo("w", (size,), DType.I16)
+    return MemoryReader({"w": info}, {"w": np.arange(size, dtype=np.int16).tobytes()})
+
+
+@settings(max_examples=300)
+@given(
+    permutations(),
+    st.integers(1, 5),
+    st.sampled_from([1, 4, 32, 4096]),
+    st.sampled_from([2, 8, 64]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_panels_hold_the_box(case: tuple[Axes, int, int], inner: int, slab: int, run: int, over: int) -> None:
+    axes, source, target = case
+    # Gaps in the source: every element becomes the first of `inner`.
+    copy = strided_copy([(size, read * inner, write) for size, read, write in axes], source, target)
+    size = copy.source_start + copy.source_span
+    panel = np.full(copy.size, 0xFFFF, np.uint16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gather, "SLAB", slab)
+        patch.setattr(gather, "LONG_RUN", run)
+        patch.setattr(gather, "WORTH_READING_OVER", over)
+        patch.setattr(gather, "TILE", 4)
+        reader = reader_of(size)
+        Gatherer(reader, reader.tensors["w"], (), 2).fill(panel, copy.target_start, Move(0, copy))
+    expected = np.full(copy.size, -1, np.int16)
+    for at in np.ndindex(*copy.shape):
+        read = copy.source_start + sum(i * stride for i, stride in zip(at, copy.source_strides, strict=True))
+        write = sum(i * stride for i, stride in zip(at, copy.target_strides, strict=True))
+        expected[write] = read
+    assert np.array_equal(panel.view(np.int16), expected)
+
+
+@pytest.mark.parametrize("start", [0, 3])
+def test_a_box_may_not_reach_out_of_its_panel(start: int) -> None:
+    copy = StridedCopy((4, 2), 0, (2, 1), 2, (1, 4))
+    reader = reader_of(8)
+    with pytest.raises(AssertionError, match="reaches out of its panel"):
+        Gatherer(reader, reader.tensors["w"], (), 2).fill(np.zeros(7, np.uint16), start, Move(0, copy))
+
+
+@given(st.permutations(range(3)), st.permutations(range(3)), st.tuples(*[st.integers(1, 20)] * 3))
+def test_tiles_change_nothing(one: list[int], other: list[int], shape: tuple[int, int, int]) -> None:
+    values = np.arange(np.prod(shape)).reshape([shape[axis] for axis in one]).transpose(np.argsort(one))
+    target = np.zeros([shape[axis] for axis in other], int).transpose(np.argsort(other))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gather, "TILE", 4)
+        assign(target, values)
+    assert np.array_equal(target, values)

@@ -155,12 +155,15 @@ def check_sources(plan: Plan, reader: CheckpointReader, progress: Progress) -> N
 
 
 def _first_difference(reader: CheckpointReader, first: str, second: str, nbytes: int, progress: Progress) -> int | None:
-    left, right = memoryview(bytearray(COPY_BUFFER)), memoryview(bytearray(COPY_BUFFER))
+    left, right = bytearray(min(COPY_BUFFER, nbytes)), bytearray(min(COPY_BUFFER, nbytes))
     for offset in range(0, nbytes, COPY_BUFFER):
         length = min(COPY_BUFFER, nbytes - offset)
-        reader.read_into(first, offset, left[:length])
-        reader.read_into(second, offset, right[:length])
-        if left[:length] != right[:length]:
+        if length < len(left):
+            left, right = bytearray(length), bytearray(length)
+        reader.read_into(first, offset, memoryview(left))
+        reader.read_into(second, offset, memoryview(right))
+        # Byte arrays compare at memory speed, memory views one item at a time.
+        if left != right:
             return offset + next(index for index in range(length) if left[index] != right[index])
         progress(2 * length)
     return None

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 WORTH_READING_OVER = 4
 """A slab may hold so many times the elements that are wanted from it before reading run by run is better."""
 
+CHEAP_GAP = 64 << 10
+"""Bytes between two runs that are read over, whatever their share: copying them costs less than another call."""
+
 TILE = 128
 """Side of the square tiles, in elements, in which two memory orders are reconciled: two tiles fit in the L1 cache."""
 
@@ -71,16 +74,17 @@ class Gatherer:
                 self._take(view, start, view.size, shape, strides)
                 return
         span = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-        run_nbytes = self.width * (shape[-1] if strides[-1] == 1 else 1)
+        run = shape[-1] if strides[-1] == 1 else 1
+        run_nbytes = self.width * run
         in_place = run_nbytes >= LONG_RUN and not self.operations and view.strides[-1] == view.itemsize
-        if not in_place and span <= self.slab_elements and span <= view.size * WORTH_READING_OVER:
+        if not in_place and span <= self.slab_elements and self._is_dense(span, view.size, run):
             self._take(view, start, span, shape, strides)
             return
         # Too long to read at once, or too sparse: cut along the outermost axis of the source.
         inner_size = math.prod(shape[1:])
         inner_span = span - (shape[0] - 1) * strides[0]
         step = 1
-        if not in_place and inner_span <= self.slab_elements and strides[0] <= inner_size * WORTH_READING_OVER:
+        if not in_place and inner_span <= self.slab_elements and self._is_dense(strides[0], inner_size, run):
             step = 1 + (self.slab_elements - inner_span) // strides[0]
         for first in range(0, shape[0], step):
             part = view[first : first + step]
@@ -88,6 +92,11 @@ class Gatherer:
                 self._fill(part[0], start + first * strides[0], shape[1:], strides[1:])
             else:
                 self._fill(part, start + first * strides[0], (len(part), *shape[1:]), strides)
+
+    def _is_dense(self, span: int, size: int, run: int) -> bool:
+        """Whether `size` elements in runs of `run` are read faster with all of the `span` in which they lie."""
+        gap_nbytes = (span - size) * self.width * run // max(size, 1)
+        return span <= size * WORTH_READING_OVER or gap_nbytes <= CHEAP_GAP
 
     @staticmethod
     def _is_run(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

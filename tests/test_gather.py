@@ -39,6 +39,7 @@ def test_panels_hold_the_box(case: tuple[Axes, int, int], inner: int, slab: int,
         patch.setattr(gather, "SLAB", slab)
         patch.setattr(gather, "LONG_RUN", run)
         patch.setattr(gather, "WORTH_READING_OVER", over)
+        patch.setattr(gather, "CHEAP_GAP", 0)
         patch.setattr(gather, "TILE", 4)
         reader = reader_of(size)
         Gatherer(reader, reader.tensors["w"], (), 2).fill(panel, copy.target_start, Move(0, copy))

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from converters.errors import CoverageError
 from converters.gather import Gatherer
@@ -23,6 +23,9 @@ from converters.schedule import (
 )
 from converters.storage.base import CheckpointReader, CheckpointWriter
 from converters.text import printable
+
+if TYPE_CHECKING:
+    from converters.operations import Array
 
 DEFAULT_MAX_MEMORY = 512_000_000
 """Bytes of resident memory that a conversion may use beyond Python's own, for whatever checkpoint."""
@@ -65,6 +68,7 @@ class Executor:
         self.sink = sink
         self.progress = progress
         self.stopped = threading.Event()
+        self._local = threading.local()
 
     def stop(self) -> None:
         """Let the jobs that run end early; what they have written is thrown away."""
@@ -96,12 +100,20 @@ class Executor:
             self.sink.write_from(target, job.target_offset + done, part)
             self.progress(len(part))
 
-    def _gather(self, job: PanelJob) -> None:
+    def _panel(self, nbytes: int) -> Array:
+        """This thread's panel, kept from job to job: memory freed and taken again piles up in the allocator."""
         import numpy as np
 
+        panel: Array | None = getattr(self._local, "panel", None)
+        if panel is None or panel.nbytes < nbytes:
+            self._local.panel = panel = None  # the old one goes before the new one comes
+            self._local.panel = panel = np.empty(nbytes, dtype="u1")
+        return panel[:nbytes]
+
+    def _gather(self, job: PanelJob) -> None:
         target = self.plan.targets[job.target]
         width = max(target.info.dtype.bits, 8) // 8
-        panel = np.empty(job.stop - job.start, dtype=f"u{width}")
+        panel = self._panel((job.stop - job.start) * width).view(f"u{width}")
         for move in job.moves:
             source = self.plan.sources[move.source].info
             source_width = max(source.dtype.bits, 8) // 8

@@ -49,7 +49,6 @@ LEFT = [
     "schedule",
     "sharding",
     "library",
-    "human",
     "key_tree",
     "key_labels",
     "yaml_builder",

@@ -28,6 +28,9 @@ from converters.verify.tolerances import Tolerances, deciding, logit_gates, tole
 
 LEVEL = "logits"
 
+MAX_TIE = 1e-4
+"""Share of the logits' range within which two tokens may be called as likely, however coarse the arithmetic is."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
@@ -104,7 +107,9 @@ def _compare(
             findings.append(Finding("logits-shape", what, expected=str(list(a.shape)), got=str(list(b.shape))))
             return LevelResult(LEVEL, Verdict.FAIL, findings[-1].text, evidence, tuple(findings), **said)
         for number, name in enumerate(batch.names):
-            found[name] = compare_logits(a[number], b[number], batch.real(number))
+            found[name] = compare_logits(
+                a[number], b[number], batch.real(number), tie=min(2 * tolerances.relative, MAX_TIE)
+            )
     if not found:
         return LevelResult(LEVEL, Verdict.NOT_PROVED, "no prompt could be compared", evidence, tuple(findings), **said)
     gates = logit_gates(found, tolerances)

@@ -23,8 +23,8 @@ class LogitMetrics:
         relative: `max_abs` by the range of the source's logits, largest less smallest.
         cosine: of the position where the two directions differ most.
         kl: of the position where it is largest, KL(source || target) in nats.
-        top1: share of positions whose most likely token is the same.
-        top5: share of the five most likely tokens that are the same.
+        top1: share of positions whose most likely token is the same, or as likely.
+        top5: share of the five most likely tokens that are the same, or as likely.
         worst_position: where `max_abs` is.
     """
 
@@ -48,15 +48,21 @@ class LogitMetrics:
         }
 
 
-def compare_logits(source: Tensor, target: Tensor, real: Tensor) -> LogitMetrics:
-    """Compare logits [length, vocab] where `real` [length] is true.
+def compare_logits(source: Tensor, target: Tensor, real: Tensor, tie: float = 0.0) -> LogitMetrics:
+    """Compare the logits of one prompt.
 
-    Positions of the worst value count padding too.
+    Args:
+        source: [length, vocab].
+        target: [length, vocab].
+        real: bool [length], false at padding, which isn't compared; positions that are reported count it.
+        tie: two tokens whose logits differ by no more than this share of the range are as likely: which of them comes
+            first is then up to rounding, and a short prompt has too few positions for a share to bear it.
     """
     positions = real.nonzero().flatten()
     step = max(1, _ELEMENTS // max(1, source.shape[-1]))
     max_abs, worst, low, high = 0.0, 0, math.inf, -math.inf
-    cosine, kl, same1, same5, finite = 1.0, 0.0, 0, 0, True
+    cosine, kl, finite = 1.0, 0.0, True
+    gaps: list[Tensor] = []
     for start in range(0, len(positions), step):
         some = positions[start : start + step]
         a, b = source[some].double(), target[some].double()
@@ -74,12 +80,13 @@ def compare_logits(source: Tensor, target: Tensor, real: Tensor) -> LogitMetrics
         likely_a, likely_b = a.log_softmax(-1), b.log_softmax(-1)
         kl = max(kl, float((likely_a.exp() * (likely_a - likely_b)).sum(-1).max()))
         best_a, best_b = (x.topk(min(_TOP, x.shape[-1]), dim=-1).indices for x in (a, b))
-        same1 += int((best_a[:, 0] == best_b[:, 0]).sum())
-        same5 += int((best_a[:, :, None] == best_b[:, None, :]).any(-1).sum())
-    count = max(1, len(positions))
-    top = min(_TOP, source.shape[-1])
+        # How far below the source's own first (fifth) the target's first (five) are, by the source.
+        chosen, own = a.gather(-1, best_b), a.gather(-1, best_a)
+        gaps.append(torch.cat([own[:, :1] - chosen[:, :1], (own[:, -1:] - chosen).clamp(min=0)], dim=-1))
+    differ = torch.cat(gaps) > tie * (high - low) if gaps else torch.zeros(1, 2)
+    top1, top5 = (1 - float(part.double().mean()) for part in (differ[:, :1], differ[:, 1:]))
     relative = max_abs / (high - low) if high > low else (0.0 if max_abs == 0 else math.inf)
-    return LogitMetrics(finite, max_abs, relative, cosine, kl, same1 / count, same5 / (count * top), worst)
+    return LogitMetrics(finite, max_abs, relative, cosine, kl, top1, top5, worst)
 
 
 def relative_error(source: Tensor, target: Tensor) -> tuple[float, float]:

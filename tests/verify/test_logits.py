@@ -275,6 +275,17 @@ def test_metrics_are_what_they_say(noise: float, monkeypatch: pytest.MonkeyPatch
     assert compare_logits(a, b, real).worst_position == 3
 
 
+def test_which_of_two_equal_tokens_comes_first_does_not_matter() -> None:
+    a = torch.zeros(1, 20)
+    a[0, :7] = torch.tensor([9.0, 9.0 - 1e-5, 7.0, 6.0, 5.0, 5.0 - 1e-5, 1.0])
+    b = a.clone()
+    b[0, [0, 1, 4, 5]] = a[0, [1, 0, 5, 4]]
+    real = torch.ones(1, dtype=torch.bool)
+    exact, near = compare_logits(a, b, real), compare_logits(a, b, real, tie=1e-5)
+    assert (exact.top1, exact.top5) == (0.0, 0.8)
+    assert (near.top1, near.top5) == (1.0, 1.0)
+
+
 def test_relative_error_is_infinite_where_values_are_none() -> None:
     x = torch.tensor([1.0, -4.0])
     assert relative_error(x, torch.tensor([1.0, -3.0])) == (1.0, 0.25)

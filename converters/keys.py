@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from converters.errors import Location, SpecError
 from converters.index_form import PLAIN, IndexForm, index_form, is_solvable, solve_index
-from converters.pattern import Choice, Hole, Index, KeyPattern, Kind, Name, Path
+from converters.pattern import Choice, Hole, Index, KeyPattern, Kind, Path
 
 Binding = Mapping[str, int | str]
 """What each placeholder of a pattern stands for in one key."""
@@ -267,6 +267,3 @@ def matches_drop(pattern: str, key: str) -> bool:
             return False
         position += len(text)
     return key.endswith(last) and len(key) - len(last) >= position
-
-
-__all__ = ["Binding", "CompiledPattern", "KeyTrie", "Name", "is_index", "match_segment", "matches_drop"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converters.dims import Expression, parse_expression
+from converters.dims import Expression, is_dim_name, parse_expression
 from converters.errors import Location, Problem, SpecError
 from converters.pattern import Kind, parse_kind
 from converters.rule_file import read_rename, read_rule
@@ -166,7 +166,7 @@ class _Parser:
         dims = []
         for key, value in self.reader.entries(node, "dims"):
             name = str(key.value)
-            if not (name.isidentifier() and name.isascii()) or name in ("config", "target_config"):
+            if not is_dim_name(name):
                 self.reader.problem(f"{name!r} is no name for a dim", key, "use a name such as H or head_dim")
             expression = self._expression(value, f"dims.{name}")
             if expression is not None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from converters.schedule import COMPUTED_CHUNK, LONG_RUN, SLAB
+from converters.schedule import LONG_RUN, SLAB, computed_chunk
 
 if TYPE_CHECKING:
     import numpy as np
 
     from converters.operations import Elementwise
     from converters.plan import Move
-    from converters.storage.base import CheckpointReader
+    from converters.strided import StridedCopy
     from converters.tensor_info import TensorInfo
 
     Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,31 +40,59 @@ def _slab(nbytes: int) -> memoryview:
     return memoryview(buffer)[:nbytes]
 
 
+class SourceReader(Protocol):
+    """Where a gatherer reads: a `CheckpointReader`, or what it is made of."""
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of a source from `offset` on."""
+        ...
+
+
+def _box_of(panel: Array, panel_start: int, copy: StridedCopy, order: Sequence[int]) -> Array:
+    """The elements of a panel that a copy writes, with its axes in this order."""
+    from numpy.lib.stride_tricks import as_strided
+
+    if copy.target_start < panel_start or copy.target_start + copy.target_span > panel_start + panel.size:
+        raise AssertionError(f"{copy} reaches out of its panel")  # a strided view would write into foreign memory
+    shape = tuple(copy.shape[axis] for axis in order)
+    strides = tuple(copy.target_strides[axis] * panel.itemsize for axis in order)
+    return as_strided(panel[copy.target_start - panel_start :], shape, strides)
+
+
+def fill_box(panel: Array, panel_start: int, copy: StridedCopy, value: Array) -> None:
+    """Write a single value wherever `copy` writes."""
+    _box_of(panel, panel_start, copy, range(len(copy.shape)))[...] = value[0]
+
+
 class Gatherer:
     """Fills a panel from one source tensor, through the operations that its values go through."""
 
     def __init__(
-        self, reader: CheckpointReader, info: TensorInfo, operations: tuple[Elementwise, ...], width: int
+        self,
+        reader: SourceReader,
+        info: TensorInfo,
+        operations: tuple[Elementwise, ...],
+        width: int,
+        slab: Callable[[int], memoryview] = _slab,
     ) -> None:
-        """`width` is the bytes of a source element as it is moved; `info` describes the source."""
+        """`width` is the bytes of a source element as it is moved; `info` describes the source.
+
+        `slab` gives the buffer for what is taken apart; a reader that gathers in turn needs one of its own.
+        """
         self.reader = reader
+        self.slab = slab
         self.info = info
         self.operations = operations
         self.width = width
-        self.slab_elements = COMPUTED_CHUNK if operations else SLAB // width
+        self.slab_elements = computed_chunk(operations) if operations else SLAB // width
 
     def fill(self, panel: Array, panel_start: int, move: Move) -> None:
         """Copy what `move` brings into `panel`, whose first element is element `panel_start` of the target."""
-        from numpy.lib.stride_tricks import as_strided
-
         copy = move.copy
-        if copy.target_start < panel_start or copy.target_start + copy.target_span > panel_start + panel.size:
-            raise AssertionError(f"{copy} reaches out of its panel")  # a strided view would write into foreign memory
         order = sorted(range(len(copy.shape)), key=lambda axis: (-copy.source_strides[axis], axis))
-        shape = tuple(copy.shape[axis] for axis in order)
-        strides = tuple(copy.target_strides[axis] * panel.itemsize for axis in order)
-        view = as_strided(panel[copy.target_start - panel_start :], shape, strides)
-        self._fill(view, copy.source_start, shape, tuple(copy.source_strides[axis] for axis in order))
+        view = _box_of(panel, panel_start, copy, order)
+        strides = tuple(copy.source_strides[axis] for axis in order)
+        self._fill(view, copy.source_start, view.shape, strides)
 
     def _fill(self, view: Array, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
         if self._is_run(shape, strides):
@@ -112,7 +141,7 @@ class Gatherer:
         import numpy as np
         from numpy.lib.stride_tricks import as_strided
 
-        slab = _slab(span * self.width)
+        slab = self.slab(span * self.width)
         self.reader.read_into(self.info.name, start * self.width, slab)
         elements: Array = np.frombuffer(slab, dtype=f"u{self.width}")
         box = as_strided(elements, shape, tuple(stride * self.width for stride in strides))

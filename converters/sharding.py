@@ -7,7 +7,8 @@ checkpoint is laid out as transformers would have saved it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Final
 
 from converters.errors import WeightmapError
@@ -21,12 +22,30 @@ _UNIT_NBYTES: Final = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3}
 _SIZE_HINT: Final = "Write a number and a decimal unit (KB, MB, GB, TB), such as 5GB, or a plain number of bytes."
 
 
+DEFAULT_SUFFIX: Final = ".safetensors"
+
+
+FORMATS: Final = {
+    "safetensors": (DEFAULT_BASE_NAME, DEFAULT_SUFFIX),
+    "bin": ("pytorch_model", ".bin"),
+    "dcp": (DEFAULT_BASE_NAME, ".distcp"),
+}
+"""The formats of output, and what the files of each are called, as transformers does: base name and suffix."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of a checkpoint, and the tensors in it."""
+    """One file of a checkpoint, and the tensors in it.
+
+    Attributes:
+        filename: relative to the checkpoint's directory.
+        tensors: in the order of the file.
+        part: the label of the part that it belongs to, which the names of its tensors begin with; see `parts.py`.
+    """
 
     filename: str
     tensors: tuple[TensorInfo, ...]
+    part: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +74,10 @@ def parse_size(text: str | int) -> int:
 
 
 def split_into_shards(
-    tensors: Sequence[TensorInfo], max_shard_nbytes: int, base_name: str = DEFAULT_BASE_NAME
+    tensors: Sequence[TensorInfo],
+    max_shard_nbytes: int,
+    base_name: str = DEFAULT_BASE_NAME,
+    suffix: str = DEFAULT_SUFFIX,
 ) -> tuple[Shard, ...]:
     """Fill files one after the other, in the order given; one that would grow past the limit is closed first.
 
@@ -67,6 +89,7 @@ def split_into_shards(
         tensors: what to place, in order; names must differ.
         max_shard_nbytes: most bytes of tensors in one file, above zero.
         base_name: `model` for `model.safetensors`, or `model-00001-of-00002.safetensors` and so on.
+        suffix: what the files' names end in.
     """
     if max_shard_nbytes <= 0:
         raise ValueError(f"max_shard_nbytes must be above zero, got {max_shard_nbytes}")
@@ -94,19 +117,36 @@ def split_into_shards(
         home = next(shard for shard in closed if any(info is empty[0] for info in shard))
         home.extend(empty[1:])
     return tuple(
-        Shard(shard_filename(base_name, number, len(closed)), tuple(shard)) for number, shard in enumerate(closed, 1)
+        Shard(shard_filename(base_name, number, len(closed), suffix), tuple(shard))
+        for number, shard in enumerate(closed, 1)
     )
 
 
-def shard_filename(base_name: str, number: int, count: int) -> str:
+def shard_filename(base_name: str, number: int, count: int, suffix: str = DEFAULT_SUFFIX) -> str:
     """Name the shard `number` of `count`, counted from one; a single shard has no number."""
-    suffix = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
-    return f"{base_name}{suffix}.safetensors"
+    place = "" if count == 1 else f"-{number:05d}-of-{count:05d}"
+    return f"{base_name}{place}{suffix}"
 
 
-def index_filename(base_name: str = DEFAULT_BASE_NAME) -> str:
+def index_filename(base_name: str = DEFAULT_BASE_NAME, suffix: str = DEFAULT_SUFFIX) -> str:
     """Name the index of a checkpoint in several shards."""
-    return f"{base_name}.safetensors.index.json"
+    return f"{base_name}{suffix}.index.json"
+
+
+def in_format(shards: Sequence[Shard], file_format: str) -> tuple[Shard, ...]:
+    """Name the same shards as the files of another format are named; see `FORMATS`."""
+    base_name, suffix = FORMATS[file_format]
+    usual = {base for base, _ in FORMATS.values()}
+    renamed = []
+    for shard in shards:
+        path = PurePosixPath(shard.filename)
+        base, dash, number = path.stem.partition("-")
+        if base in usual and (not dash or "-of-" in number):
+            path = path.with_name(f"{base_name}{dash}{number}")
+        else:
+            path = path.with_suffix("")
+        renamed.append(replace(shard, filename=f"{path}{suffix}"))
+    return tuple(renamed)
 
 
 def _split_unit(text: str) -> tuple[str, int]:

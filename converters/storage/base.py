@@ -11,6 +11,30 @@ from converters.errors import Problem
 from converters.tensor_info import TensorInfo
 
 
+class FileHeader(Protocol):
+    """What one file of a checkpoint says of itself."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor in it, by name."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The free text that it carries."""
+        ...
+
+    @property
+    def data_nbytes(self) -> int:
+        """Bytes of all its tensors together."""
+        ...
+
+    @property
+    def file_nbytes(self) -> int:
+        """Bytes of the whole file."""
+        ...
+
+
 class CheckpointReader(Protocol):
     """An opened checkpoint: headers are read and checked on opening, tensor data only by `read_into`."""
 

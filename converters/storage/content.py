@@ -8,7 +8,9 @@ _LFS: Final = "a Git LFS pointer"
 _HTML: Final = "an HTML page"
 _XML: Final = "an XML page"
 _ZIP: Final = "a zip archive (torch.save writes these)"
-_PICKLE: Final = "a pickle (older versions of torch.save wrote these)"
+_OLD_TORCH: Final = "a file that an older version of torch.save wrote"
+_PICKLE: Final = "a pickle"
+_TAR: Final = "a tar archive"
 _GGUF: Final = "a GGUF file"
 _EMPTY: Final = "an empty file"
 _JSON: Final = "a JSON file"
@@ -21,11 +23,14 @@ _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\x93NUMPY", "a numpy array"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", _OLD_TORCH),
     (b"\x80\x02", _PICKLE),
     (b"\x80\x03", _PICKLE),
     (b"\x80\x04", _PICKLE),
     (b"\x80\x05", _PICKLE),
 )
+_TAR_MAGIC: Final = b"ustar"
+_TAR_MAGIC_AT: Final = 257
 # Compared after a byte order mark and white space, in lower case.
 _TEXT: Final[tuple[tuple[bytes, str], ...]] = (
     (b"<!doctype html", _HTML),
@@ -35,14 +40,16 @@ _TEXT: Final[tuple[tuple[bytes, str], ...]] = (
     (b"<?xml", _XML),
     (b"{", _JSON),
 )
-_SAVE_AS_SAFETENSORS: Final = "Load it where you trust its source, and save it with safetensors.torch.save_file."
+_SAVE_AGAIN: Final = "Load it where you trust its source, and save its state dict with torch.save or safetensors."
 
 HINTS: Final[dict[str, str]] = {
     _LFS: "The weights themselves were not downloaded: run `git lfs pull` in that repository.",
     _HTML: "The download saved a web page, perhaps a login or an error page; download the file itself.",
     _XML: "The download saved a page, perhaps an error message; download the file itself.",
-    _ZIP: _SAVE_AS_SAFETENSORS,
-    _PICKLE: _SAVE_AS_SAFETENSORS,
+    _ZIP: _SAVE_AGAIN,
+    _OLD_TORCH: _SAVE_AGAIN,
+    _PICKLE: _SAVE_AGAIN,
+    _TAR: "If it is an archive of several files, unpack it; the very first versions of torch wrote such files, too.",
     _EMPTY: "Its download or its writing was cut off; download or save it again.",
 }
 """What to do about a file, by what `sniff` called it."""
@@ -55,5 +62,7 @@ def sniff(start: bytes) -> str | None:
     for magic, what in _MAGIC:
         if start.startswith(magic):
             return what
+    if start[_TAR_MAGIC_AT : _TAR_MAGIC_AT + len(_TAR_MAGIC)] == _TAR_MAGIC:
+        return _TAR
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((what for beginning, what in _TEXT if text.startswith(beginning)), None)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 from converters.errors import CheckpointError, OutputError
+from converters.storage.remote_file import RemoteFile
+from converters.storage.remote_path import RemotePath
 from converters.text import printable
 
 # O_NONBLOCK: opening a pipe without a writer would hang forever. O_NOFOLLOW: callers resolve links by their own rules.
@@ -97,15 +99,31 @@ def read_small_file(path: Path, limit_nbytes: int, where: str) -> bytes:
     Raises:
         CheckpointError: it is too large, not a regular file, or can't be read.
     """
+    if isinstance(path, RemotePath):
+        return _read_small_remote(path, limit_nbytes, where)
     descriptor, identity = open_for_reading(path, where)
     try:
-        if identity.nbytes > limit_nbytes:
-            raise CheckpointError(f"expected at most {limit_nbytes:,} bytes, this file has {identity.nbytes:,}", where)
-        content = bytearray(identity.nbytes)
+        content = _room(identity.nbytes, limit_nbytes, where)
         read_exactly(descriptor, memoryview(content), 0, where)
     finally:
         close_quietly(descriptor)
     return bytes(content)
+
+
+def _read_small_remote(path: RemotePath, limit_nbytes: int, where: str) -> bytes:
+    file = RemoteFile(path, where)
+    try:
+        content = _room(file.nbytes, limit_nbytes, where)
+        file.read_into(0, memoryview(content))
+    finally:
+        file.close()
+    return bytes(content)
+
+
+def _room(nbytes: int, limit_nbytes: int, where: str) -> bytearray:
+    if nbytes > limit_nbytes:
+        raise CheckpointError(f"expected at most {limit_nbytes:,} bytes, this file has {nbytes:,}", where)
+    return bytearray(nbytes)
 
 
 def create_file(path: Path) -> int:

@@ -144,9 +144,13 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MAX_INT
 
 
+def first_of(problems: Sequence[Problem]) -> list[Problem]:
+    """As many problems of one file as help, and how many more there are."""
+    if len(problems) <= MAX_REPORTED:
+        return list(problems)
+    return [*problems[:MAX_REPORTED], Problem(f"... and {len(problems) - MAX_REPORTED:,} more problems of this file")]
+
+
 def _raise_all(problems: list[Problem]) -> None:
-    if not problems:
-        return
-    if len(problems) > MAX_REPORTED:
-        problems[MAX_REPORTED:] = [Problem(f"... and {len(problems) - MAX_REPORTED:,} more problems of this file")]
-    raise CheckpointError(problems)
+    if problems:
+        raise CheckpointError(first_of(problems))

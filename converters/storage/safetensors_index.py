@@ -1,4 +1,4 @@
-"""The index of a sharded checkpoint, `*.safetensors.index.json`: which file holds which tensor. Pure: no files."""
+"""The index of a sharded checkpoint, such as `model.safetensors.index.json`: which file holds which tensor. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Final
 
 from converters.errors import CheckpointError, Problem
 from converters.sharding import Shard
-from converters.storage.safetensors_header import SafetensorsHeader
+from converters.storage.base import FileHeader
+from converters.storage.safetensors_extents import first_of
 from converters.storage.strict_json import StrictJsonError, describe, parse_object
 from converters.text import printable
 
@@ -17,6 +18,9 @@ MAX_INDEX_NBYTES: Final = 64_000_000
 """Largest index that is read, in bytes: about 600,000 tensors."""
 
 SUFFIX: Final = ".safetensors"
+
+INDEXED_SUFFIXES: Final = (SUFFIX, ".bin", ".pt", ".pth")
+"""How the names of files end that an index can be about."""
 
 _RESAVE: Final = "The index is damaged or not meant for this tool; download it again."
 
@@ -39,8 +43,13 @@ class SafetensorsIndex:
         return tuple(sorted(set(self.weight_map.values())))
 
 
-def parse_index(raw: bytes, where: str) -> SafetensorsIndex:
+def parse_index(raw: bytes, where: str, suffix: str = SUFFIX) -> SafetensorsIndex:
     """Parse and check an index by itself; the files that it names are not looked at.
+
+    Args:
+        raw: its text.
+        where: how errors name it.
+        suffix: how the names of its files end.
 
     Raises:
         CheckpointError: it isn't valid JSON, has no weight map, or names files that are not beside it; all at once.
@@ -60,9 +69,9 @@ def parse_index(raw: bytes, where: str) -> SafetensorsIndex:
         problems.append(Problem(f"expected an object as 'metadata', got {describe(metadata)}", where, _RESAVE))
     if total is not None and (type(total) not in {int, float} or total < 0):
         problems.append(Problem(f"expected bytes as 'metadata.total_size', got {describe(total)}", where, _RESAVE))
-    problems.extend(_faults(weight_map, where))
+    problems.extend(_faults(weight_map, where, suffix))
     if problems:
-        raise CheckpointError(problems)
+        raise CheckpointError(first_of(problems))
     return SafetensorsIndex(weight_map, total)
 
 
@@ -79,9 +88,7 @@ def build_index(shards: Sequence[Shard]) -> tuple[bytes, SafetensorsIndex]:
     return content.encode("utf-8"), SafetensorsIndex(weight_map, total_nbytes)
 
 
-def compare_with_headers(
-    index: SafetensorsIndex, headers: Mapping[str, SafetensorsHeader], where: str
-) -> Iterator[Problem]:
+def compare_with_headers(index: SafetensorsIndex, headers: Mapping[str, FileHeader], where: str) -> Iterator[Problem]:
     """Say where the index and the headers of its files disagree, in both directions.
 
     Args:
@@ -109,7 +116,7 @@ def compare_with_headers(
                 )
 
 
-def count_differs(index: SafetensorsIndex, headers: Mapping[str, SafetensorsHeader], where: str) -> Problem | None:
+def count_differs(index: SafetensorsIndex, headers: Mapping[str, FileHeader], where: str) -> Problem | None:
     """Say if `metadata.total_size` is not what the files hold.
 
     No library checks this number, and it is counted in several ways: bytes of the tensors (transformers, which counts
@@ -124,7 +131,7 @@ def count_differs(index: SafetensorsIndex, headers: Mapping[str, SafetensorsHead
     return Problem(f"metadata.total_size is {index.total_nbytes:,}, but the tensors have {data_nbytes:,} bytes", where)
 
 
-def _faults(weight_map: Mapping[str, object], where: str) -> Iterator[Problem]:
+def _faults(weight_map: Mapping[str, object], where: str, suffix: str) -> Iterator[Problem]:
     seen: set[str] = set()
     for name, filename in weight_map.items():
         if not isinstance(filename, str):
@@ -133,7 +140,7 @@ def _faults(weight_map: Mapping[str, object], where: str) -> Iterator[Problem]:
             continue
         else:
             seen.add(filename)
-            fault = filename_fault(filename)
+            fault = filename_fault(filename, suffix)
             if fault is None:
                 continue
             what = f"the file '{printable(filename)}' {fault}"
@@ -142,13 +149,20 @@ def _faults(weight_map: Mapping[str, object], where: str) -> Iterator[Problem]:
 
 def is_index(filename: str) -> bool:
     """Whether a file is an index by its name, with a variant (`model.safetensors.index.fp16.json`) or without."""
-    return ".safetensors.index." in filename and filename.endswith(".json")
+    return index_suffix(filename) is not None
 
 
-def filename_fault(filename: str) -> str | None:
+def index_suffix(filename: str) -> str | None:
+    """How the names of the files end that an index is about, by its own name; None if it is no index."""
+    if not filename.endswith(".json"):
+        return None
+    return next((suffix for suffix in INDEXED_SUFFIXES if f"{suffix}.index." in filename), None)
+
+
+def filename_fault(filename: str, suffix: str = SUFFIX) -> str | None:
     """Say why a name in an index can't be a file beside it; None if it can."""
-    if not filename.endswith(SUFFIX) or filename == SUFFIX:
-        return f"is not a {SUFFIX} file"
+    if not filename.endswith(suffix) or filename == suffix:
+        return f"is not a {suffix} file"
     if "://" in filename:
         return "is a URL"
     if "\\" in filename or (len(filename) > 1 and filename[1] == ":"):

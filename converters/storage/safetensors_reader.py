@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from converters.errors import CheckpointError, Problem
-from converters.storage.files import (
-    FileIdentity,
-    close_quietly,
-    open_for_reading,
-    read_exactly,
-)
+from converters.storage.open_files import OpenFiles, byte_view
 from converters.storage.safetensors_header import (
     LENGTH_NBYTES,
     SafetensorsHeader,
@@ -29,8 +23,6 @@ _SNIFFED_NBYTES: Final = 512
 
 class SafetensorsReader:
     """Reads safetensors files, whose headers it has checked on opening; keeps one descriptor for each.
-
-    It never maps a file into memory: truncation under a map kills the process, and replaced bytes would show through.
 
     Attributes:
         path: what was opened, a file or a directory.
@@ -57,12 +49,9 @@ class SafetensorsReader:
         self.headers: Mapping[str, SafetensorsHeader] = {}
         self.tensors: Mapping[str, TensorInfo] = {}
         self.file_of: Mapping[str, str] = {}
-        self._directory = path if path.is_dir() else path.parent
-        self._paths = dict(files)
-        self._descriptors: dict[str, int] = {}
-        self._identities: dict[str, FileIdentity] = {}
+        self._files = OpenFiles(path if path.is_dir() else path.parent, files)
         try:
-            self._open_all()
+            self._open_all(tuple(files))
         except BaseException:
             self.close()
             raise
@@ -74,14 +63,11 @@ class SafetensorsReader:
             CheckpointError: the file was truncated since it was opened, or reading failed.
             ValueError: the range is outside of the tensor, or the reader is closed.
         """
-        data = buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
+        data = byte_view(buffer)
         check_range(self.tensors[name], offset, data.nbytes)
         filename = self.file_of[name]
-        descriptor = self._descriptors.get(filename)
-        if descriptor is None:
-            raise ValueError(f"the reader of {self.path} is closed")
         header = self.headers[filename]
-        read_exactly(descriptor, data, header.data_start + header.offsets[name] + offset, self._where(filename))
+        self._files.read_into(filename, header.data_start + header.offsets[name] + offset, data)
 
     def check_unchanged(self) -> None:
         """Compare each file with what it was on opening: size, time of modification, inode.
@@ -89,30 +75,11 @@ class SafetensorsReader:
         Raises:
             CheckpointError: files were changed, replaced or removed; all of them at once.
         """
-        problems = []
-        for filename, identity in self._identities.items():
-            descriptor = self._descriptors.get(filename)
-            if descriptor is None:
-                raise ValueError(f"the reader of {self.path} is closed")
-            what = None
-            if FileIdentity.of(os.fstat(descriptor)) != identity:
-                what = "the file was changed while it was read"
-            else:
-                try:
-                    if FileIdentity.of(self._paths[filename].stat()) != identity:
-                        what = "the file was replaced while it was read"
-                except OSError:
-                    what = "the file was removed while it was read"
-            if what:
-                hint = "Wait until nothing else writes to this checkpoint, then start again."
-                problems.append(Problem(what, self._where(filename), hint))
-        if problems:
-            raise CheckpointError(problems)
+        self._files.check_unchanged()
 
     def close(self) -> None:
         """Close all files; reading is an error from now on."""
-        while self._descriptors:
-            close_quietly(self._descriptors.popitem()[1])
+        self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -122,12 +89,12 @@ class SafetensorsReader:
     ) -> None:
         self.close()
 
-    def _open_all(self) -> None:
+    def _open_all(self, filenames: Sequence[str]) -> None:
         headers: dict[str, SafetensorsHeader] = {}
         tensors: dict[str, TensorInfo] = {}
         file_of: dict[str, str] = {}
         problems: list[Problem] = []
-        for filename in self._paths:
+        for filename in filenames:
             try:
                 header = self._open_one(filename)
             except CheckpointError as error:
@@ -139,25 +106,19 @@ class SafetensorsReader:
                 if other is not filename:
                     what = f"this tensor is in {printable(other)}, too"
                     hint = "Keep the files of one checkpoint only."
-                    problems.append(Problem(what, f"{self._where(filename)}: {printable(name)}", hint))
+                    problems.append(Problem(what, f"{self._files.where(filename)}: {printable(name)}", hint))
                 tensors[name] = info
         if problems:
             raise CheckpointError(problems)
         self.headers, self.tensors, self.file_of = headers, tensors, file_of
 
     def _open_one(self, filename: str) -> SafetensorsHeader:
-        where = self._where(filename)
-        descriptor, identity = open_for_reading(self._paths[filename], where)
-        self._descriptors[filename] = descriptor
-        self._identities[filename] = identity
-        start = bytearray(min(_SNIFFED_NBYTES, identity.nbytes))
-        read_exactly(descriptor, memoryview(start), 0, where)
-        raw = bytearray(parse_length(bytes(start), identity.nbytes, where))
-        read_exactly(descriptor, memoryview(raw), LENGTH_NBYTES, where)
-        return parse_header(raw, identity.nbytes, where)
-
-    def _where(self, filename: str) -> str:
-        return printable(str(self._directory / filename))
+        where = self._files.where(filename)
+        file_nbytes = self._files.open(filename)
+        start = self._files.read(filename, 0, min(_SNIFFED_NBYTES, file_nbytes))
+        raw = bytearray(parse_length(start, file_nbytes, where))
+        self._files.read_into(filename, LENGTH_NBYTES, memoryview(raw))
+        return parse_header(raw, file_nbytes, where)
 
 
 def check_range(info: TensorInfo, offset: int, nbytes: int) -> None:

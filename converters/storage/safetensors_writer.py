@@ -1,41 +1,19 @@
-"""Checkpoints in safetensors files: one reader for one or many of them, and one writer."""
+"""Writes checkpoints in safetensors files."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
-from converters.errors import CheckpointError, OutputError, Problem
 from converters.sharding import Shard, index_filename
-from converters.storage.files import (
-    close_quietly,
-    create_file,
-    raise_unwritable,
-    sync_and_close,
-    write_exactly,
-    write_new_file,
-)
-from converters.storage.safetensors_header import (
-    PT_METADATA,
-    build_header,
-)
-from converters.storage.safetensors_index import SafetensorsIndex, build_index, compare_with_headers
-from converters.storage.safetensors_reader import SafetensorsReader, check_range
-from converters.tensor_info import TensorInfo
-from converters.text import printable
-
-_SNIFFED_NBYTES: Final = 512
+from converters.storage.base import FileHeader
+from converters.storage.safetensors_header import PT_METADATA, build_header
+from converters.storage.safetensors_reader import SafetensorsReader
+from converters.storage.shard_writer import Pieces, ShardWriter
 
 
-class SafetensorsWriter:
-    """Writes safetensors files, whose tensors are known beforehand, into a directory that exists already.
-
-    Shards can be written in any order and by several threads. Nothing that exists is ever overwritten, and a shard
-    counts as written only once it is flushed to the disk.
-    """
+class SafetensorsWriter(ShardWriter):
+    """Writes safetensors files, whose tensors are known beforehand, into a directory that exists already."""
 
     def __init__(
         self,
@@ -56,144 +34,35 @@ class SafetensorsWriter:
         Raises:
             OutputError: there are no shards, a tensor can't be stored, or two shards have a tensor or name in common.
         """
-        if not shards:
-            raise OutputError(
-                "there is nothing to write: the checkpoint would have no tensors", printable(str(directory))
-            )
-        self._directory = directory
-        self._shards = tuple(shards)
-        self._index_name = index_name
-        built = [build_header(shard.tensors, metadata) for shard in self._shards]
-        self._starts = [start for start, _ in built]
-        self._headers = [header for _, header in built]
-        self._shard_of = _place_tensors(self._shards)
-        self._lock = threading.Lock()
-        self._descriptors: dict[int, int] = {}
-        self._finished: set[int] = set()
-        self._unwritten = {info.name: info.nbytes for shard in self._shards for info in shard.tensors}
+        super().__init__(directory, shards, [_Layout(shard, metadata) for shard in shards], index_name)
 
-    def start_shard(self, shard: int) -> None:
-        """Create the file of the shard with this number, counted from zero, in its final size, and write its header.
+    def read_headers(self, files: Mapping[str, Path]) -> Mapping[str, FileHeader]:
+        """Read the header of each file, by name.
 
         Raises:
-            OutputError: the file exists already, or writing failed.
+            CheckpointError: a file is not valid.
         """
-        path = self._path(shard)
-        descriptor = create_file(path)
-        try:
-            write_exactly(descriptor, memoryview(self._starts[shard]), 0, path)
-            try:
-                os.ftruncate(descriptor, self._headers[shard].file_nbytes)
-            except OSError as error:
-                raise_unwritable(error, path)
-        except BaseException:
-            close_quietly(descriptor)
-            raise
-        with self._lock:
-            self._descriptors[shard] = descriptor
-
-    def write_from(self, name: str, offset: int, data: memoryview) -> None:
-        """Write `data` from byte `offset` of the tensor on; safe to call from several threads.
-
-        Raises:
-            OutputError: the disk is full, or writing failed.
-            ValueError: the range is outside of the tensor, or its shard is not open.
-        """
-        data = data if data.format == "B" and data.ndim == 1 else data.cast("B")
-        shard, info = self._shard_of[name]
-        check_range(info, offset, data.nbytes)
-        descriptor = self._descriptors.get(shard)
-        if descriptor is None:
-            raise ValueError(f"{self._shards[shard].filename} is not open for writing")
-        header = self._headers[shard]
-        write_exactly(descriptor, data, header.data_start + header.offsets[name] + offset, self._path(shard))
-        with self._lock:
-            self._unwritten[name] -= data.nbytes
-
-    def finish_shard(self, shard: int) -> None:
-        """Flush the shard's file to the disk and close it.
-
-        Raises:
-            OutputError: bytes of a tensor were never written, or written twice, or flushing failed; the shard can't
-                be finished any more then.
-        """
-        with self._lock:
-            descriptor = self._descriptors.pop(shard, None)
-        if descriptor is None:
-            raise ValueError(f"{self._shards[shard].filename} is not open for writing")
-        sync_and_close(descriptor, self._path(shard))
-        problems = [
-            Problem(
-                f"{abs(left):,} of its {info.nbytes:,} bytes were {'never written' if left > 0 else 'written twice'}",
-                f"{printable(str(self._path(shard)))}: {printable(info.name)}",
-                "This is a mistake in weightmap, not in your checkpoint; please report it.",
-            )
-            for info in self._shards[shard].tensors
-            if (left := self._unwritten[info.name])
-        ]
-        if problems:
-            raise OutputError(problems)
-        with self._lock:
-            self._finished.add(shard)
-
-    def finish(self) -> Sequence[Path]:
-        """Write the index, if there is one; read all files again, and compare them with the plan.
-
-        Raises:
-            OutputError: a shard is not finished, writing failed, or what is on the disk is not what was planned.
-        """
-        if missing := [s.filename for number, s in enumerate(self._shards) if number not in self._finished]:
-            raise OutputError(f"{len(missing)} shards were not finished: {', '.join(missing[:5])}")
-        paths = [self._path(number) for number in range(len(self._shards))]
-        index: SafetensorsIndex | None = None
-        if len(self._shards) > 1:
-            path = self._directory / self._index_name
-            content, index = build_index(self._shards)
-            write_new_file(path, content)
-            paths.append(path)
-        self._check_written(index)
-        return paths
-
-    def abort(self) -> None:
-        """Close all files that are still open, without finishing them."""
-        with self._lock:
-            while self._descriptors:
-                close_quietly(self._descriptors.popitem()[1])
-
-    def _check_written(self, index: SafetensorsIndex | None) -> None:
-        files = {shard.filename: self._path(number) for number, shard in enumerate(self._shards)}
-        try:
-            with SafetensorsReader(self._directory, files) as reader:
-                written = reader.headers
-        except CheckpointError as error:
-            raise OutputError(error.problems) from error
-        problems = [
-            Problem("its header on the disk is not the one that was written", printable(str(self._path(number))))
-            for number, shard in enumerate(self._shards)
-            if written[shard.filename] != self._headers[number]
-        ]
-        if index is not None:
-            problems.extend(compare_with_headers(index, written, printable(str(self._directory / self._index_name))))
-        if problems:
-            raise OutputError(problems)
-
-    def _path(self, shard: int) -> Path:
-        return self._directory / self._shards[shard].filename
+        with SafetensorsReader(self._directory, files) as reader:
+            return reader.headers
 
 
-def _place_tensors(shards: Sequence[Shard]) -> dict[str, tuple[int, TensorInfo]]:
-    shard_of: dict[str, tuple[int, TensorInfo]] = {}
-    problems = []
-    filenames: set[str] = set()
-    for number, shard in enumerate(shards):
-        if shard.filename in filenames:
-            problems.append(Problem("two shards have this name", printable(shard.filename)))
-        filenames.add(shard.filename)
-        for info in shard.tensors:
-            if info.name in shard_of:
-                other = shards[shard_of[info.name][0]].filename
-                problems.append(Problem(f"this tensor is in {other} and in {shard.filename}", printable(info.name)))
-            shard_of[info.name] = (number, info)
-    if problems:
-        raise OutputError(problems)
-    return shard_of
+class _Layout:
+    def __init__(self, shard: Shard, metadata: Mapping[str, str]) -> None:
+        self._start, self._header = build_header(shard.tensors, metadata)
+        self.file_nbytes = self._header.file_nbytes
+
+    def position(self, name: str) -> int:
+        return self._header.data_start + self._header.offsets[name]
+
+    def before(self) -> Pieces:
+        return [(0, self._start)]
+
+    def passed(self, name: str, offset: int, data: memoryview) -> None:
+        """Nothing is kept of what was written."""
+
+    def after(self, descriptor: int, where: str) -> Pieces:
+        del descriptor, where  # the header came first
+        return []
+
+    def differs(self, header: FileHeader) -> bool:
+        return header != self._header

@@ -269,17 +269,6 @@ def test_shards_without_an_index(sharded: Path) -> None:
     assert f"{SECOND} is one shard of 2; the others and their index are missing" in refusal(sharded)
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "pytorch_model.bin.index.json", "m.ckpt"])
-def test_pickles_are_not_supported_yet_and_the_message_says_what_to_do(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"PK\x03\x04")
-    text = refusal(tmp_path)
-    assert name in text
-    assert "not supported yet" in text
-    assert "save_pretrained" in text
-    if not name.endswith("json"):
-        assert "not supported yet" in refusal(tmp_path / name)
-
-
 def test_a_directory_without_weights_says_where_there_are_some(tmp_path: Path, single: Path) -> None:
     text = refusal(tmp_path)
     assert "no safetensors files in this directory" in text
@@ -428,7 +417,8 @@ def test_a_refused_checkpoint_leaves_no_descriptor_open(sharded: Path) -> None:
         ("model-1-2.safetensors", None, 0),
         ("model-x-of-y.safetensors", None, 0),
         ("model-²-of-³.safetensors", None, 0),
-        ("model-00001-of-00002.bin", None, 0),
+        ("pytorch_model-00001-of-00002.bin", "pytorch_model", 2),
+        ("model-00001-of-00002.txt", None, 0),
         ("-of-.safetensors", None, 0),
     ],
 )

@@ -232,7 +232,9 @@ def test_the_163_shards_of_a_large_model_fit_into_the_usual_limit_of_descriptors
         safetensors.torch.save_file({f"w{number}": torch.full((2,), float(number))}, path)
         paths[path.name] = path
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    # 256 is the usual limit on a Mac; what other tests of this process hold open comes on top.
+    held = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (230 + held, hard))
     try:
         with SafetensorsReader(tmp_path, paths) as reader:
             assert len(reader.tensors) == 163

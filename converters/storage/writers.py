@@ -1,0 +1,53 @@
+"""Which writer writes a checkpoint: its files' names tell the format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from converters.errors import OutputError
+from converters.sharding import Shard, index_filename
+from converters.storage.base import CheckpointWriter
+from converters.storage.checkpoint import shard_family
+from converters.storage.dcp_metadata import SUFFIX as DISTRIBUTED
+from converters.storage.dcp_writer import DcpWriter
+from converters.storage.parts import PartsWriter
+from converters.storage.readers import TORCH_SUFFIXES
+from converters.storage.safetensors import SafetensorsWriter
+from converters.storage.torch_writer import TorchWriter
+
+
+def open_writer(directory: Path, shards: Sequence[Shard]) -> CheckpointWriter:
+    """Make the writer of these shards, whose files all have one format unless they belong to parts.
+
+    Raises:
+        OutputError: there are no shards, or a tensor can't be stored in their format.
+    """
+    if any(shard.part for shard in shards):
+        _check_folders(shards)
+        return PartsWriter(directory, shards, open_writer)
+    first = PurePosixPath(shards[0].filename) if shards else PurePosixPath("model.safetensors")
+    family = shard_family(first.name) or first.stem
+    index_name = index_filename(family, first.suffix)
+    if first.suffix == DISTRIBUTED:
+        return DcpWriter(directory, shards)
+    if first.suffix in TORCH_SUFFIXES:
+        return TorchWriter(directory, shards, index_name=index_name)
+    return SafetensorsWriter(directory, shards, index_name=index_name)
+
+
+def _check_folders(shards: Sequence[Shard]) -> None:
+    """Check that no two parts would be one distributed checkpoint, since a folder is one.
+
+    Raises:
+        OutputError: two would.
+    """
+    parts: dict[PurePosixPath, str] = {}
+    for shard in shards:
+        path = PurePosixPath(shard.filename)
+        if path.suffix == DISTRIBUTED and parts.setdefault(path.parent, shard.part) != shard.part:
+            raise OutputError(
+                f"the parts {parts[path.parent]} and {shard.part} would be one distributed checkpoint, since they lie "
+                "in one directory",
+                hint="Write another format, such as --format safetensors.",
+            )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeGuard
 
 from converters.errors import SpecError
+from converters.expression_scope import Unresolved, Value
 from converters.text import printable
 
 LARGEST_MAGNITUDE = 2**63
@@ -143,3 +144,21 @@ def describe(value: object) -> str:
     if isinstance(value, int) and abs(value) > LARGEST_MAGNITUDE:
         return "a number that does not fit in 64 bits"  # str() refuses 5,000 digits
     return "null" if value is None else str(value)
+
+
+def item_of(items: Value, number: Value, text: str) -> Value:
+    """`items[number]`, counted from 0.
+
+    Raises:
+        SpecError: it is no list, or the number is no whole number.
+    """
+    if isinstance(items, str) or not isinstance(items, Sequence):
+        raise SpecError(f"{text}: {describe(items)} is no list")
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise SpecError(f"{text}: {describe(number)} is no whole number")
+    if not 0 <= number < len(items):
+        return Unresolved(f"{text}: the list has {len(items)} items, and none with the number {number}")
+    found = items[number]
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        return check_size(found, text)
+    return found if isinstance(found, bool | str | Sequence | Mapping) else None

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from converters.config_map import check_config, map_config, parse_assignments
+from converters.config_map import check_config, complete_config, map_config, parse_assignments
 from converters.dims import Dims, evaluate_dims
 from converters.errors import CoverageError, Problem, SpecError
-from converters.expressions import Expression, Unresolved, Value
+from converters.expressions import Expression, Literal, Name, Scope, Unresolved, Value
+from converters.index_sets import Condition, listed_indices
 from converters.keys import CompiledPattern
-from converters.pattern import Index
+from converters.pattern import Index, Kind
 from converters.spec import Rule, Spec, Term
 from converters.spec_check import RuleShape, rule_shape
 
@@ -23,6 +24,7 @@ class BoundTerm:
     term: Term
     keys: tuple[CompiledPattern, ...]
     key_axes: tuple[str, ...]
+    copy_axes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,9 @@ class BoundRule:
         number: its place in `Spec.rules`.
         ranges: for each placeholder with a range, its first and its last index plus one.
         starts: likewise its first index, known even where the last one isn't.
+        counted: for each placeholder whose range ends at a dim that the keys tell, that dim.
+        listed: for each placeholder whose indices a list of the config gives, these.
+        condition: what must hold of the placeholders of a match.
     """
 
     number: int
@@ -42,6 +47,21 @@ class BoundRule:
     targets: tuple[BoundTerm, ...]
     ranges: Mapping[str, tuple[int, int]]
     starts: Mapping[str, int]
+    counted: Mapping[str, str]
+    listed: Mapping[str, tuple[int, ...]]
+    condition: Condition | None
+
+    def indices(self, name: str) -> Sequence[int] | None:
+        """The indices that a placeholder must have; None where nothing says so."""
+        return range(*self.ranges[name]) if name in self.ranges else self.listed.get(name)
+
+    def position(self, axis: str, index: int) -> int:
+        """Where an index lies along its axis."""
+        return self.listed[axis].index(index) if axis in self.listed else index - self.starts.get(axis, 0)
+
+    def index(self, axis: str, position: int) -> int:
+        """The index that lies there."""
+        return self.listed[axis][position] if axis in self.listed else position + self.starts.get(axis, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +71,8 @@ class BoundSpec:
     Attributes:
         off: for each rule that is off, by number, the condition that is false.
         config: the source's config; None when it has none.
-        target_config: the config that the target gets; None when the source has none.
+        target_config: the config that the target gets; None when the source has none. What hangs on sizes that only
+            the tensors know is `Unresolved` in it, until `finish_config`.
         notes: the sentences whose conditions hold.
     """
 
@@ -86,7 +107,8 @@ def bind(
         SpecError: dims, conditions or patterns make no sense with this config.
     """
     locations = {dim.name: dim.location for dim in spec.dims if dim.location is not None}
-    expressions = {dim.name: dim.value for dim in spec.dims}
+    counted = counted_dims(spec)
+    expressions = {dim.name: _FROM_KEYS if dim.name in counted else dim.value for dim in spec.dims}
     known = {} if config is None else config
 
     def evaluate(expression: Expression, target: Mapping[str, Any] | None) -> Value:
@@ -107,22 +129,70 @@ def bind(
     return _Binder(spec, found, known, target_known).bind(config, target_config)
 
 
+_FROM_KEYS = Literal(None)
+"""What a dim is until the keys have told it."""
+
+
+def counted_dims(spec: Spec) -> frozenset[str]:
+    """The dims that the source's keys tell: those that end the range of a placeholder in them."""
+    wanted = {dim.name for dim in spec.dims if dim.from_keys}
+    names = frozenset(dim.name for dim in spec.dims)
+    found: set[str] = set()
+    for rule in spec.rules if wanted else ():
+        kinds = rule_shape(rule, spec.placeholders, names).kinds
+        in_sources = {name for term in rule.sources for key in term.keys for name in key.names()}
+        found.update(counted_by(kind) for name, kind in kinds.items() if name in in_sources)
+    return frozenset(found & wanted)
+
+
+def counted_by(kind: Kind) -> str:
+    """The name that ends a range; empty where there is none."""
+    return kind.stop.name if isinstance(kind, Index) and isinstance(kind.stop, Name) else ""
+
+
+def sizes_with(bound: BoundSpec, counts: Mapping[str, int]) -> dict[str, int]:
+    """The dims that have a value once the keys have told some of them, and so those that are computed from them."""
+    if not counts:
+        return dict(bound.dims.values)
+    expressions = {dim.name: dim.value for dim in bound.spec.dims}
+    locations = {dim.name: dim.location for dim in bound.spec.dims if dim.location is not None}
+    known = {**bound.dims.values, **counts}
+    return dict(evaluate_dims(expressions, locations, bound.config or {}, bound.target_config or {}, known).values)
+
+
+def finish_config(bound: BoundSpec, learned: Mapping[str, int]) -> dict[str, Any] | None:
+    """The target's config once the tensors have shown the dims that no config gives.
+
+    Raises:
+        ConfigError: a value hangs on a dim that isn't known even then.
+    """
+    if bound.target_config is None:
+        return None
+    names = {**bound.dims.names(), **learned}
+    return complete_config(bound.spec, bound.target_config, lambda value: value.evaluate(names, bound.config or {}))
+
+
 class _Binder:
     def __init__(self, spec: Spec, dims: Dims, config: Mapping[str, Any], target_config: Mapping[str, Any]) -> None:
         self.spec = spec
         self.dims = dims
         self.config = config
         self.target_config = target_config
+        self.counted = counted_dims(spec)
         self.problems: list[Problem] = []
+        self.is_known = True
 
     def bind(self, config: Mapping[str, Any] | None, target_config: dict[str, Any] | None) -> BoundSpec:
+        # A config.json that holds nothing is known, too: what a range needs is not in it, and gaps can't be found.
+        self.is_known = config is not None
         rules, off = [], {}
         names = frozenset(dim.name for dim in self.spec.dims)
         for number, rule in enumerate(self.spec.rules):
-            if rule.when is not None and not self._holds(rule.when, rule.path):
+            shape = rule_shape(rule, self.spec.placeholders, names)
+            is_decided = rule.when is not None and not rule.when.names() & frozenset(shape.instances)
+            if rule.when is not None and is_decided and not self._holds(rule.when, rule.path):
                 off[number] = str(rule.when)
                 continue
-            shape = rule_shape(rule, self.spec.placeholders, names)
             try:
                 rules.append(self._rule(number, rule, shape))
             except SpecError as error:
@@ -143,10 +213,19 @@ class _Binder:
         return bool(value)
 
     def _rule(self, number: int, rule: Rule, shape: RuleShape) -> BoundRule:
-        starts, ranges = {}, {}
+        starts, ranges, counted, listed = {}, {}, {}, {}
+        scope = Scope(self.dims.names(), self.config, self.target_config)
         for name, kind in shape.kinds.items():
+            if isinstance(kind, Index) and kind.listed is not None:
+                indices = listed_indices(kind.listed, name, scope, is_known=self.is_known)
+                if indices is not None:
+                    listed[name] = indices
             if isinstance(kind, Index) and kind.stop is not None and kind.start is not None:
-                start, stop = self._bound(kind.start, name), self._bound(kind.stop, name)
+                dim = counted_by(kind)
+                start = self._bound(kind.start, name)
+                stop = self._bound(kind.stop, name) if dim not in self.counted else self.dims.values.get(dim)
+                if dim in self.counted and stop is None:
+                    counted[name] = dim
                 if start is not None:
                     starts[name] = start
                 if start is not None and stop is not None:
@@ -159,13 +238,16 @@ class _Binder:
             tuple(self._term(term, rule, shape) for term in rule.targets),
             ranges,
             starts,
+            counted,
+            listed,
+            _condition(rule, shape, scope),
         )
 
     def _bound(self, expression: Expression, name: str) -> int | None:
         """One end of a range; None where it can't be known for want of a config: then gaps are still found."""
         value = expression.evaluate(self.dims.names(), self.config, self.target_config)
         if isinstance(value, Unresolved):
-            if self.config:
+            if self.is_known:
                 raise SpecError(f"the range of {{{name}}} needs {expression}: {value.reason}")
             return None
         if not isinstance(value, int) or isinstance(value, bool):
@@ -174,7 +256,13 @@ class _Binder:
 
     def _term(self, term: Term, rule: Rule, shape: RuleShape) -> BoundTerm:
         keys = tuple(CompiledPattern(key, shape.kinds, self.dims.values, rule.location) for key in term.keys)
-        return BoundTerm(term, keys, shape.key_axes(term))
+        return BoundTerm(term, keys, shape.key_axes(term), shape.copy_axes(term))
+
+
+def _condition(rule: Rule, shape: RuleShape, scope: Scope) -> Condition | None:
+    if rule.when is None or not rule.when.names() & frozenset(shape.instances):
+        return None
+    return Condition(rule.when, scope, rule.path, rule.location)
 
 
 def fill_shape(rule: BoundRule, bound: BoundSpec, learned: Mapping[str, int]) -> tuple[int, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from converters.config_mapping import ConfigMapping
 from converters.errors import ConfigError, Problem
-from converters.expressions import Unresolved, Value
-from converters.spec import ConfigMapping, Spec
+from converters.expressions import Expression, Unresolved, Value
+from converters.spec import Spec
 from converters.tensor_info import DType, torch_name
 
 _MISSING = object()
@@ -36,6 +37,20 @@ def check_config(spec: Spec, config: Mapping[str, Any], where: str) -> None:
         raise ConfigError(problems)
 
 
+def needs_config(spec: Spec) -> str | None:
+    """What a spec can't decide without the source's config, or None."""
+    if spec.source.config:
+        return next(iter(spec.source.config))
+    conditions: list[Expression] = [rule.when for rule in spec.rules if rule.when is not None]
+    return next((str(condition) for condition in conditions if condition.config_keys()), None)
+
+
+def config_value(config: Mapping[str, Any], path: str) -> Any:  # noqa: ANN401 - a config holds any JSON value
+    """The value at a dotted path; None where there is none."""
+    value = _get(config, path)
+    return None if value is _MISSING else value
+
+
 def map_config(
     spec: Spec, config: Mapping[str, Any], evaluate: Callable[[Any, Mapping[str, Any] | None], Value], where: str
 ) -> dict[str, Any]:
@@ -57,7 +72,10 @@ def map_config(
     target: dict[str, Any] = copy.deepcopy(dict(config))
     for path in (*mapping.source.delete, *mapping.source.set, *mapping.source.derive, *spec.source.config):
         _remove(target, path)
-    _rename(target, mapping, problems, where)
+    # All are taken out before one is put back, so that names can be exchanged.
+    renamed = [(old, new, _remove(target, old)) for old, new in mapping.rename]
+    _carry(target, mapping, problems, where)
+    _put_renamed(target, renamed, problems, where)
     for path, value in (*mapping.target.set.items(), *spec.target.config.items()):
         _put(target, path, copy.deepcopy(value))
     for section, values in (("derive", mapping.target.derive), ("default", mapping.target.default)):
@@ -65,10 +83,10 @@ def map_config(
             if section == "default" and _get(target, path) not in (_MISSING, None):
                 continue
             value = evaluate(expression, None)
-            if isinstance(value, Unresolved):
+            if isinstance(value, Unresolved) and not expression.names():
                 problems.append(Problem(f"config.target.{section}.{path}: {value.reason}", where))
             elif value is not None:
-                _put(target, path, value)
+                _put(target, path, value)  # unresolved, where the tensors may still tell
     for path, expression in mapping.source.derive.items():
         present, derived = _get(config, path), evaluate(expression, target)
         known = present is not _MISSING and present is not None and not isinstance(derived, Unresolved)
@@ -85,10 +103,53 @@ def map_config(
     return target
 
 
-def _rename(target: dict[str, Any], mapping: ConfigMapping, problems: list[Problem], where: str) -> None:
-    # All are taken out before one is put back, so that names can be exchanged.
-    moved = [(old, new, _remove(target, old)) for old, new in mapping.rename]
-    for old, new, value in moved:
+def complete_config(spec: Spec, target: Mapping[str, Any], evaluate: Callable[[Expression], Value]) -> dict[str, Any]:
+    """The target's config with the values that `map_config` left unresolved.
+
+    Raises:
+        ConfigError: one of them still is.
+    """
+    mapping = (spec.config or ConfigMapping()).target
+    completed = copy.deepcopy(dict(target))
+    problems = []
+    for section, values in (("derive", mapping.derive), ("default", mapping.default)):
+        for path, expression in values.items():
+            if not isinstance(_get(target, path), Unresolved):
+                continue
+            value = evaluate(expression)
+            if isinstance(value, Unresolved):
+                problems.append(Problem(f"config.target.{section}.{path}: {value.reason}", spec.path or None))
+            elif value is None:
+                _remove(completed, path)
+            else:
+                _put(completed, path, value)
+    if problems:
+        raise ConfigError(problems)
+    return completed
+
+
+def _carry(target: dict[str, Any], mapping: ConfigMapping, problems: list[Problem], where: str) -> None:
+    """Move what nothing names from where the source keeps it to where the target does."""
+    holder = mapping.source.carry_under
+    held = _remove(target, holder) if holder else _MISSING
+    if isinstance(held, Mapping):
+        problems.extend(
+            Problem(f"{holder}.{key} becomes {key}, but the config has a {key} already", where)
+            for key in sorted(held.keys() & target.keys())
+        )
+        target.update(held)
+    elif held is not _MISSING and held is not None:
+        problems.append(Problem(f"{holder} is {held!r}, and should hold the keys of the other side's config", where))
+    if mapping.target.carry_under and target:
+        carried = dict(target)
+        target.clear()
+        _put(target, mapping.target.carry_under, carried)
+
+
+def _put_renamed(
+    target: dict[str, Any], renamed: Sequence[tuple[str, str, Any]], problems: list[Problem], where: str
+) -> None:
+    for old, new, value in renamed:
         if value is _MISSING:
             continue
         if _get(target, new) is not _MISSING:
@@ -101,8 +162,8 @@ def _rename(target: dict[str, Any], mapping: ConfigMapping, problems: list[Probl
 
 
 def with_dtype(config: Mapping[str, Any], dtype: DType) -> dict[str, Any]:
-    """The config after a blanket cast: `dtype`, or `torch_dtype` in older files, says the new one."""
-    changed = dict(config)
+    """The config after a blanket cast: `dtype`, or `torch_dtype` in older files, says the new one, at any depth."""
+    changed = {key: with_dtype(value, dtype) if isinstance(value, Mapping) else value for key, value in config.items()}
     for key in ("dtype", "torch_dtype"):
         if key in changed:
             changed[key] = torch_name(dtype)

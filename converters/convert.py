@@ -8,24 +8,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from converters.adapters import explain_unequal, plan_adapter
 from converters.bind import bind
-from converters.config_map import with_dtype
+from converters.config_map import needs_config, with_dtype
 from converters.engine import DEFAULT_MAX_MEMORY, Progress, check_sources, default_threads, execute
-from converters.errors import ConfigError
-from converters.expressions import Expression
+from converters.errors import ConfigError, CoverageError
+from converters.fetch import fetch_opened, is_repository
 from converters.operations.cast import parse_cast_dtype
 from converters.plan import Plan, Source
 from converters.planner import DEFAULT_MAX_SHARD_NBYTES, make_plan
 from converters.publish import check_free_space, publishing
 from converters.schedule import Budget
-from converters.sharding import parse_size
-from converters.side_files import CONFIG, SideFiles, find_side_files, read_config, write_config
-from converters.spec import Spec
-from converters.storage.base import CheckpointReader
-from converters.storage.checkpoint import open_checkpoint
-from converters.storage.safetensors import SafetensorsWriter
+from converters.sharding import FORMATS, in_format, parse_size
+from converters.side_files import PLAIN, SideFiles, find_side_files, read_adapter_config, read_config, write_config
+from converters.spec import Side, Spec
+from converters.storage.base import CheckpointReader, CheckpointWriter
+from converters.storage.locations import locate, locate_output
+from converters.storage.parts import open_side
+from converters.storage.remote_path import RemotePath
+from converters.storage.writers import open_writer
 from converters.tensor_info import DType
 from converters.text import printable
+from converters.uploads import UploadingWriter, uploading
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Options:
         config: takes the place of the source's config.json.
         dims: values that take the place of the spec's dims.
         set_config: values for the target's config.json, by dotted path.
+        file_format: one of `FORMATS`; by default as the target's layout says, else safetensors.
     """
 
     max_shard_nbytes: int = DEFAULT_MAX_SHARD_NBYTES
@@ -45,48 +50,109 @@ class Options:
     config: Mapping[str, Any] | None = None
     dims: Mapping[str, int] | None = None
     set_config: Mapping[str, Any] | None = None
+    file_format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An opened source, and what will be done with it."""
+    """An opened source, and what will be done with it.
+
+    Attributes:
+        spec: the one that the plan follows; of an adapter, what was made of the one for weights.
+        is_adapter: whether the source is a LoRA adapter, and no whole model.
+    """
 
     plan: Plan
     reader: CheckpointReader
     side_files: SideFiles
+    spec: Spec
+    is_adapter: bool = False
+
+    @property
+    def target(self) -> Side:
+        """What will be written."""
+        return self.spec.target
 
 
 @contextmanager
-def prepare(spec: Spec, source: Path, options: Options) -> Iterator[Prepared]:
+def prepare(spec: Spec, source: Path | str, options: Options) -> Iterator[Prepared]:
     """Open a checkpoint and plan its conversion, from headers alone.
+
+    Args:
+        spec: in the direction in which it is applied.
+        source: a local path; a text may be the URL of an object store, or a repository of the Hub, too.
+        options: how to convert.
 
     Raises:
         CheckpointError, ConfigError, SpecError, CoverageError: source, config, spec and coverage, in this order.
     """
-    with open_checkpoint(source) as reader:
-        config = options.config if options.config is not None else read_config(source)
-        where = printable(str((source if source.is_dir() else source.parent) / CONFIG))
+    source = locate(source)
+    adapter = read_adapter_config(source)
+    with open_side(source, spec.source if adapter is None else PLAIN) as reader:
+        config = options.config if options.config is not None else read_config(source, spec.source)
+        name = spec.source.config_file
+        where = printable(str((source if source.is_dir() else source.parent) / name))
         if config is None and (key := needs_config(spec)):
             raise ConfigError(
-                f"there is no config.json beside the weights, and the spec {spec.name} needs it for {key}",
+                f"there is no {name} beside the weights, and the spec {spec.name} needs it for {key}",
                 where,
-                "give it with --config FILE",
+                "give it with --config FILE" if adapter is None else "give that of the base model with --config FILE",
             )
-        bound = bind(spec, config, where=where, dims=options.dims, set_config=options.set_config)
         sources = [Source(info, reader.file_of[name]) for name, info in reader.tensors.items()]
-        plan = make_plan(bound, sources, max_shard_nbytes=options.max_shard_nbytes, dtype=options.dtype)
+        if adapter is not None:
+            spec, plan = plan_adapter(
+                spec,
+                config,
+                adapter,
+                sources,
+                where=where,
+                dims=options.dims,
+                set_config=options.set_config,
+                dtype=options.dtype,
+            )
+        else:
+            bound = bind(spec, config, where=where, dims=options.dims, set_config=options.set_config)
+            plan = make_plan(bound, sources, max_shard_nbytes=options.max_shard_nbytes, dtype=options.dtype)
+            if plan.config is not None and options.dtype is not None:
+                plan = replace(plan, config=with_dtype(plan.config, options.dtype))
+        if options.file_format is not None:
+            plan = replace(plan, shards=in_format(plan.shards, options.file_format))
         plan = replace(plan, notes=(*(str(note) for note in reader.notes), *plan.notes))
-        if plan.config is not None and options.dtype is not None:
-            plan = replace(plan, config=with_dtype(plan.config, options.dtype))
-        yield Prepared(plan, reader, find_side_files(source, sorted(set(reader.file_of.values()))))
+        side_files = find_side_files(source, sorted(set(reader.file_of.values())), spec.source)
+        yield Prepared(plan, reader, side_files, spec, is_adapter=adapter is not None)
 
 
-def needs_config(spec: Spec) -> str | None:
-    """What a spec can't decide without the source's config, or None."""
-    if spec.source.config:
-        return next(iter(spec.source.config))
-    conditions: list[Expression] = [rule.when for rule in spec.rules if rule.when is not None]
-    return next((str(condition) for condition in conditions if condition.config_keys()), None)
+@contextmanager
+def prepare_to_run(spec: Spec, source: Path | str, options: Options) -> Iterator[Prepared]:
+    """As `prepare`; what is on the Hub is downloaded, once its headers have shown that it can be converted.
+
+    Raises:
+        WeightmapError: as `prepare`.
+    """
+    source = locate(source)
+    if not is_repository(source):
+        with prepare(spec, source, options) as prepared:
+            yield prepared
+        return
+    with prepare(spec, source, options) as planned:
+        side = PLAIN if planned.is_adapter else spec.source
+        local = fetch_opened(source, planned.reader, planned.side_files, side)
+    with prepare(spec, local, options) as prepared:
+        # What was not downloaded is left, too.
+        yield replace(prepared, side_files=replace(prepared.side_files, left=planned.side_files.left))
+
+
+def check(prepared: Prepared, progress: Progress) -> None:
+    """Compare what the plan demands to be equal, before anything is written.
+
+    Raises:
+        CoverageError: some of it isn't.
+        CheckpointError: the source can't be read.
+    """
+    try:
+        check_sources(prepared.plan, prepared.reader, progress)
+    except CoverageError as error:
+        raise (explain_unequal(error) if prepared.is_adapter else error) from None
 
 
 def convert(  # noqa: PLR0913 - each is an option of its own
@@ -103,14 +169,16 @@ def convert(  # noqa: PLR0913 - each is an option of its own
     config: Mapping[str, Any] | None = None,
     dims: Mapping[str, int] | None = None,
     set_config: Mapping[str, Any] | None = None,
+    file_format: str | None = None,
     progress: Progress = lambda _: None,
 ) -> Plan:
     """Convert a checkpoint into a directory, which appears whole or not at all.
 
     Args:
         spec: what to convert, from `load_spec`.
-        source: a safetensors file, or a directory as on the Hub.
-        output: the directory to make.
+        source: a file of safetensors or torch.save, or a directory as on the Hub; as text also OWNER/NAME on the
+            Hub, or a URL such as "s3://bucket/model".
+        output: the directory to make; as text also a URL.
         reverse: go the other way.
         overwrite: replace `output` if it is there, once the new one is complete.
         max_shard_size: bytes of tensor data in one file, or text such as "5GB"; units are decimal.
@@ -120,6 +188,8 @@ def convert(  # noqa: PLR0913 - each is an option of its own
         config: takes the place of the source's config.json.
         dims: values that take the place of the spec's dims.
         set_config: values for the target's config.json, by dotted path.
+        file_format: `safetensors`, `bin`, or `dcp` for a torch distributed checkpoint; by default as the target's
+            layout says, else safetensors.
         progress: called with the number of bytes just written, from several threads.
 
     Returns:
@@ -128,10 +198,12 @@ def convert(  # noqa: PLR0913 - each is an option of its own
     Raises:
         WeightmapError: one of its subclasses, by cause; nothing is left at `output` then.
     """
-    source, output = Path(source), Path(output)
-    options = Options(parse_size(max_shard_size), parse_cast_dtype(dtype), config, dims, set_config)
+    source, output = locate(source), locate_output(output)
+    if file_format is not None and file_format not in FORMATS:
+        raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    options = Options(parse_size(max_shard_size), parse_cast_dtype(dtype), config, dims, set_config, file_format)
     budget = Budget.fitting(parse_size(max_memory), threads or default_threads())
-    with prepare(spec.inverse() if reverse else spec, source, options) as prepared:
+    with prepare_to_run(spec.inverse() if reverse else spec, source, options) as prepared:
         run(prepared, output, budget, inputs=[source], overwrite=overwrite, progress=progress)
         return prepared.plan
 
@@ -145,18 +217,33 @@ def run(
         CheckpointError, CoverageError: the source can't be read, or holds values that the plan forbids.
         OutputError: the output can't be written.
     """
-    plan = prepared.plan
+    inputs = [*inputs, prepared.reader.path]  # of a repository, what was downloaded
+    if isinstance(output, RemotePath):
+        with uploading(output, overwrite=overwrite, inputs=inputs) as upload:
+            check_free_space(upload.staging, upload.spooled_nbytes(prepared.plan))
+            _write(prepared, upload.staging, budget, progress, UploadingWriter(upload, prepared.plan.shards))
+        return
     with publishing(output, overwrite=overwrite, inputs=inputs) as staging:
-        check_free_space(staging, plan.bytes_written)
-        check_sources(plan, prepared.reader, progress)
-        writer = SafetensorsWriter(staging, plan.shards)
-        try:
-            execute(plan, prepared.reader, writer, budget, progress)
-            writer.finish()
-        except BaseException:
-            writer.abort()
-            raise
-        if plan.config is not None:
-            write_config(staging, plan.config)
-        prepared.side_files.copy_to(staging)
-        prepared.reader.check_unchanged()
+        check_free_space(staging, prepared.plan.bytes_written)
+        _write(prepared, staging, budget, progress, open_writer(staging, prepared.plan.shards))
+
+
+def _write(
+    prepared: Prepared,
+    staging: Path,
+    budget: Budget,
+    progress: Progress,
+    writer: CheckpointWriter,
+) -> None:
+    plan = prepared.plan
+    check(prepared, progress)
+    try:
+        execute(plan, prepared.reader, writer, budget, progress)
+        writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+    if plan.config is not None:
+        write_config(staging, plan.config, prepared.target)
+    prepared.side_files.copy_to(staging)
+    prepared.reader.check_unchanged()

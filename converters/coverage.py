@@ -10,7 +10,7 @@ from converters.errors import Problem
 from converters.operations import Elementwise, Generator
 from converters.operations.cast import Cast
 from converters.operations.numeric import ARITHMETIC
-from converters.plan import Move, Source, Target
+from converters.plan import BlockFill, Move, Source, Target
 from converters.schedule import byte_copy
 from converters.strided import StridedCopy, source_box, target_box, tiles_exactly
 from converters.tensor_info import DType, TensorInfo
@@ -22,23 +22,27 @@ NARROWEST_CAST_BITS = 16
 
 @dataclass(slots=True)
 class Draft:
-    """A target while the rules that make it are being collected."""
+    """A target while the rules that make it are being collected; a grid of scales isn't cast by a blanket cast."""
 
     info: TensorInfo
     rules: list[BoundRule]
     moves: list[Move] = field(default_factory=list)
     operations: tuple[Elementwise, ...] = ()
     generator: Generator | None = None
+    fills: list[BlockFill] = field(default_factory=list)
+    is_grid: bool = False
 
     def finish(self, dtype: DType | None) -> Target:
         """The target, cast to `dtype` where a blanket cast applies to it."""
         info = self.info
         cast = dtype is not None and dtype is not info.dtype and info.dtype in ARITHMETIC
-        if dtype is None or not cast or info.dtype.bits < NARROWEST_CAST_BITS:
-            return Target(info, self.rules[0].number, tuple(self.moves), self.operations, self.generator)
+        if dtype is None or not cast or self.is_grid or info.dtype.bits < NARROWEST_CAST_BITS:
+            return self._target(info, self.operations)
         operations = () if self.generator is not None else (*self.operations, Cast(dtype))
-        info = TensorInfo(info.name, info.shape, dtype)
-        return Target(info, self.rules[0].number, tuple(self.moves), operations, self.generator)
+        return self._target(TensorInfo(info.name, info.shape, dtype), operations)
+
+    def _target(self, info: TensorInfo, operations: tuple[Elementwise, ...]) -> Target:
+        return Target(info, self.rules[0].number, tuple(self.moves), operations, self.generator, tuple(self.fills))
 
 
 class Coverage:
@@ -56,13 +60,13 @@ class Coverage:
         """The draft of a target that a rule makes, or what is wrong with two rules making it."""
         draft = self.drafts.get(info.name)
         if draft is None:
-            draft = Draft(info, [rule], operations=rule.rule.operations, generator=generator)
+            draft = Draft(info, [rule], operations=rule.rule.elementwise, generator=generator)
             self.drafts[info.name] = draft
             return draft
         if rule in draft.rules:
             return f"two source keys become {printable(info.name)}"
         moved = draft.generator is None and generator is None
-        if moved and draft.info == info and draft.operations == rule.rule.operations:
+        if moved and draft.info == info and draft.operations == rule.rule.elementwise:
             # Two rules may move elements into disjoint parts of one target; that they don't overlap is proved later.
             draft.rules.append(rule)
             return draft
@@ -70,14 +74,17 @@ class Coverage:
         line = other.location.line if other.location else "?"
         return f"both {other.path} (line {line}) and this rule make {printable(info.name)}"
 
-    def prove(self, spec_path: str) -> list[Problem]:
-        """Every element of every target written once, every element of every source used once: what isn't so."""
+    def prove(self, spec_path: str, made: Sequence[TensorInfo] = ()) -> list[Problem]:
+        """Every element of every target written once, every element of every source used once: what isn't so.
+
+        `made` are the tensors whose numbers come after those of the sources.
+        """
         problems = [problem for draft in self.drafts.values() for problem in self._check_target(draft)]
-        for number, source in enumerate(self.sources):
+        for number, info in enumerate([*(source.info for source in self.sources), *made]):
             if number in self.whole:
                 continue
-            if number not in self.reads or not self._tiles(self.reads[number], source.info.size, target=False):
-                what = f"{printable(str(source.info))}: not every element is used exactly once"
+            if number not in self.reads or not self._tiles(self.reads[number], info.size, target=False):
+                what = f"{printable(str(info))}: not every element is used exactly once"
                 hint = "a block that one rule leaves out ('_') must be taken by another"
                 problems.append(Problem(what, spec_path or None, hint))
         return problems
@@ -86,7 +93,7 @@ class Coverage:
         info, rule = draft.info, draft.rules[0].rule
         if draft.generator is not None:
             return []
-        copies = [move.copy for move in draft.moves]
+        copies = [move.copy for move in draft.moves] + [fill.copy for fill in draft.fills]
         if not self._tiles(copies, info.size, target=True):
             paths = " and ".join(bound.rule.path for bound in draft.rules)
             what = f"{rule.path}: {printable(info.name)} is made by {paths}, but not every element exactly once"
@@ -109,19 +116,17 @@ class Coverage:
         return self._proved[case]
 
 
-def mixed_dtypes(sources: Sequence[Source], numbers: Iterable[int]) -> str | None:
+def mixed_dtypes(infos: Sequence[TensorInfo]) -> str | None:
     """What is wrong where tensors that are joined have different dtypes; None where they agree."""
-    infos = [sources[number].info for number in sorted(numbers)]
     if len({info.dtype for info in infos}) == 1:
         return None
     each = ", ".join(printable(str(info)) for info in infos)
     return f"the tensors that are joined have different dtypes: {each}"
 
 
-def unlike(sources: Sequence[Source], numbers: Iterable[int], like: TensorInfo) -> str | None:
+def unlike(infos: Iterable[TensorInfo], like: TensorInfo) -> str | None:
     """What is wrong where tensors of one term differ in shape or dtype; None where they agree."""
-    for number in numbers:
-        info = sources[number].info
+    for info in infos:
         if info.shape != like.shape or info.dtype != like.dtype:
             return f"{printable(str(info))} is unlike {printable(str(like))}"
     return None

@@ -9,16 +9,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol
 
 from converters.errors import CoverageError
-from converters.gather import Gatherer
+from converters.gather import Gatherer, fill_box
+from converters.made_reader import reader_of
 from converters.plan import Plan
 from converters.schedule import (
-    CHECK_ELEMENTS,
     COPY_BUFFER,
     Budget,
     GenerateJob,
     Job,
     PanelJob,
     RangeJob,
+    check_panels,
     jobs,
 )
 from converters.storage.base import CheckpointReader, CheckpointWriter
@@ -89,14 +90,15 @@ class Executor:
             self._generate(job)
 
     def _copy(self, job: RangeJob) -> None:
-        source = self.plan.sources[job.source].info.name
+        source = self.plan.tensor(job.source).name
+        reader = reader_of(self.plan, job.source, self.reader)
         target = self.plan.targets[job.target].info.name
         buffer = _buffer()
         for done in range(0, job.nbytes, COPY_BUFFER):
             if self.stopped.is_set():
                 return
             part = buffer[: min(COPY_BUFFER, job.nbytes - done)]
-            self.reader.read_into(source, job.source_offset + done, part)
+            reader.read_into(source, job.source_offset + done, part)
             self.sink.write_from(target, job.target_offset + done, part)
             self.progress(len(part))
 
@@ -115,9 +117,12 @@ class Executor:
         width = max(target.info.dtype.bits, 8) // 8
         panel = self._panel((job.stop - job.start) * width).view(f"u{width}")
         for move in job.moves:
-            source = self.plan.sources[move.source].info
+            source = self.plan.tensor(move.source)
+            reader = reader_of(self.plan, move.source, self.reader)
             source_width = max(source.dtype.bits, 8) // 8
-            Gatherer(self.reader, source, target.operations, source_width).fill(panel, job.start, move)
+            Gatherer(reader, source, target.operations, source_width).fill(panel, job.start, move)
+        for fill in job.fills:
+            fill_box(panel, job.start, fill.copy, fill.generator.generate(target.info, 0, 1))
         self.sink.write_from(target.info.name, job.start * width, memoryview(panel.data).cast("B"))
         self.progress(panel.nbytes)
 
@@ -150,20 +155,22 @@ def check_sources(plan: Plan, reader: CheckpointReader, progress: Progress) -> N
     for generated in plan.generated_checks:
         info = plan.sources[generated.source].info
         width = info.dtype.bits // 8
-        for start in range(0, info.size, CHECK_ELEMENTS):
-            stop = min(start + CHECK_ELEMENTS, info.size)
-            data = bytearray((stop - start) * width)
-            reader.read_into(info.name, start * width, memoryview(data))
+        for start, stop, moves in check_panels(generated):
             import numpy as np
 
-            position = generated.generator.differs(np.frombuffer(data, dtype=f"u{width}"), info, start)
+            part = np.empty(stop - start, dtype=f"u{width}")
+            for move in moves:
+                Gatherer(reader, info, (), width).fill(part, start, move)
+            position = generated.generator.differs(part, info, start)
             if position is not None:
+                block = "" if generated.copy.size == info.size else "in a block of its own, "
                 raise CoverageError(
-                    f"{printable(info.name)} doesn't hold what the rule fills it with, from element {position} on",
+                    f"{printable(info.name)} doesn't hold what the rule fills it with, {block}from element {position} "
+                    "on",
                     plan.rules[generated.rule].where,
                     "the target has no place for these values; drop the key by name if they don't matter",
                 )
-            progress(len(data))
+            progress(part.nbytes)
 
 
 def _first_difference(reader: CheckpointReader, first: str, second: str, nbytes: int, progress: Progress) -> int | None:

@@ -13,6 +13,7 @@ from converters.expressions import (
     Binary,
     ConfigKey,
     Expression,
+    Item,
     Literal,
     Name,
     Negation,
@@ -38,7 +39,7 @@ _TOKEN = re.compile(
       | (?P<number>[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)
       | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
       | (?P<text>'[^']*'|"[^"]*")
-      | (?P<symbol>//|==|!=|<=|>=|[-+*/%<>().])""",
+      | (?P<symbol>//|==|!=|<=|>=|[-+*/%<>().\[\]])""",
     re.VERBOSE,
 )
 _CONSTANTS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
@@ -51,7 +52,7 @@ _INSTEAD = {
     "|": "write or",
     "!": "write not, or != to compare",
     "*": "there are no powers; multiply",
-    "[": "a list has no index here",
+    "[": "only a list of the config has items, as in config.layer_types[i]",
     "'": "a text ends with the quote that it begins with",
     '"': "a text ends with the quote that it begins with",
 }
@@ -177,12 +178,24 @@ class _Parser:
             path = self._path()
             if not path:
                 self._refuse("'.' and a key", f"such as {token.text}.hidden_size")
-            return _Parsed(ConfigKey("config" if token.text == "config" else "target_config", path), 1)
+            return self._items(ConfigKey("config" if token.text == "config" else "target_config", path))
         if self._peek().text == "(":
             self._refuse("an operator or the end", "the only function is int()")
         if self._peek().text == ".":
             self._refuse("an operator or the end", f"only config and target_config have keys: config.{token.text}")
         return _Parsed(Name(token.text), 1)
+
+    def _items(self, key: ConfigKey) -> _Parsed:
+        found = _Parsed(key, 1)
+        while self._peek().text == "[":
+            opening = self._peek()
+            self._next += 1
+            number = self._operators(Precedence.OR)
+            if self._peek().text != "]":
+                self._refuse(f"']' for the '[' at column {opening.column}")
+            self._next += 1
+            found = self._deeper(Item(found.expression, number.expression), found, number)
+        return found
 
     def _path(self) -> tuple[str, ...]:
         keys: list[str] = []

@@ -1,7 +1,7 @@
 """The expressions of `dims:`, `when:` and config derivations, as a frozen tree; `expression_parser` makes them of text.
 
-The language is closed: names, config keys, literals, arithmetic, comparison, `and`, `or`, `not`, `in` and `int()`.
-It can't call, index or loop, so a spec from anywhere may be evaluated.
+The language is closed: names, config keys, items of the config's lists, literals, arithmetic, comparison, `and`, `or`,
+`not`, `in` and `int()`. It can't call or loop, so a spec from anywhere may be evaluated.
 
 A value that isn't there is never guessed. A config key that is absent or null is None: `or` passes over it, `==` and
 `not` may ask for it, and arithmetic with it gives `Unresolved`, which carries the reason to whoever needs the value.
@@ -15,7 +15,7 @@ from enum import IntEnum
 from typing import Literal as OneOf
 from typing import TypeAlias
 
-from converters.arithmetic import check_size, compute, contains, equal, in_order, negate, to_whole_number
+from converters.arithmetic import check_size, compute, contains, equal, in_order, item_of, negate, to_whole_number
 from converters.expression_scope import Scope, Unresolved, Value
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Binary",
     "ConfigKey",
     "Expression",
+    "Item",
     "Literal",
     "Name",
     "Negation",
@@ -208,6 +209,32 @@ class ConfigKey(Expression):
         for key in path:
             found = found.get(key) if isinstance(found, Mapping) else None
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Expression):
+    """One item of a list in a config, by its number from 0: `config.layer_types[i]`."""
+
+    items: Expression
+    number: Expression
+
+    def __str__(self) -> str:
+        return f"{self.items}[{self.number}]"
+
+    def operands(self) -> tuple[Expression, ...]:
+        """The list, and the number."""
+        return (self.items, self.number)
+
+    def swap_configs(self) -> Item:
+        """The same with both of them swapped."""
+        return Item(self.items.swap_configs(), self.number.swap_configs())
+
+    def value_in(self, scope: Scope) -> Value:
+        """The item; `Unresolved` where the list has none of this number."""
+        items, number = known_value(self.items, scope), known_value(self.number, scope)
+        if isinstance(items, Unresolved):
+            return items
+        return number if isinstance(number, Unresolved) else item_of(items, number, str(self))
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,7 +136,7 @@ def _accepted(part: CompiledPart) -> object:
     """What a part of a segment accepts; parts that accept the same share a branch, whatever they are called."""
     if isinstance(part, str):
         return part
-    return part.kind if isinstance(part.kind, Choice) else type(part.kind)
+    return part.kind.names if isinstance(part.kind, Choice) else type(part.kind)
 
 
 @dataclass(slots=True)

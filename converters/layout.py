@@ -17,12 +17,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from converters.errors import Location, Problem, SpecError
+from converters.text import printable
 
 MAX_NESTING = 64
+MAX_LEAVES = 1000
+"""Pieces that blocks may cut a tensor into; each dimension of two blocks makes twice as many."""
+MAX_ITEMS = 2000
+"""Axes, numbers, parentheses and signs of a layout; the longest that anybody writes has a hundredth."""
 MAX_DIGITS = 18
 """Digits of a number in a layout: the largest still fits 64 bits."""
 
 UNUSED = "_"
+_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +177,9 @@ class _Fail:
         self.location = location
 
     def __call__(self, what: str, column: int, hint: str | None = None) -> SpecError:
-        pointer = f"{self.text}\n    {' ' * column}^"
+        start = max(0, column - _SHOWN)
+        shown = printable(self.text[start : column + _SHOWN])
+        pointer = f"{shown}\n    {' ' * len(printable(self.text[start:column]))}^"
         return SpecError(
             Problem(
                 f"layout: {what}, at column {column + 1} of the layout",
@@ -250,6 +258,17 @@ class _Parser:
             self.position += 1
 
 
+def _count_leaves(items: tuple[Item, ...]) -> int:
+    """How many pieces blocks make: one for each choice of a block in each dimension."""
+    count = 1
+    for item in items:
+        if isinstance(item, Group):
+            count *= _count_leaves(item.items)
+        elif isinstance(item, Blocks):
+            count *= sum(_count_leaves(block.items) for block in item.blocks)
+    return count
+
+
 def parse_layout(text: str, location: Location | None = None) -> Layout:
     """Parse a layout such as `(q: H D | k: G D | v: G D) ...`.
 
@@ -258,9 +277,13 @@ def parse_layout(text: str, location: Location | None = None) -> Layout:
     """
     fail = _Fail(text, location)
     parser = _Parser(text, fail)
+    if len(parser.tokens) > MAX_ITEMS:
+        raise fail(f"it has {len(parser.tokens):,} parts; at most {MAX_ITEMS:,} are read", 0)
     dims = parser.sequence(0)
     if parser.position < len(parser.tokens):
         raise fail(f"unexpected {parser.peek()!r}", parser.column())
     if sum(isinstance(item, Rest) for item in dims) > 1:
         raise fail("'...' twice", text.rfind("..."), "only one '...' can be told apart from the named dimensions")
+    if (leaves := _count_leaves(dims)) > MAX_LEAVES:
+        raise fail(f"its blocks cut a tensor into {leaves:,} pieces; at most {MAX_LEAVES:,} are supported", 0)
     return Layout(dims)

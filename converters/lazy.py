@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from converters.convert import Options, prepare
-from converters.engine import DEFAULT_MAX_MEMORY, check_sources, materialize
+from converters.convert import Options, check, prepare
+from converters.engine import DEFAULT_MAX_MEMORY, materialize
 from converters.operations.cast import parse_cast_dtype
 from converters.schedule import Budget
 from converters.spec import Spec
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 class ConvertedCheckpoint(Mapping[str, "Tensor"]):
     """See the module; `open_converted` makes one. Close it, or use it in a `with` statement."""
 
-    def __init__(self, spec: Spec, source: Path, options: Options) -> None:
+    def __init__(self, spec: Spec, source: Path | str, options: Options) -> None:
         self._stack = ExitStack()
         try:
             prepared = self._stack.enter_context(prepare(spec, source, options))
-            check_sources(prepared.plan, prepared.reader, lambda _: None)
+            check(prepared, lambda _: None)
         except BaseException:
             self._stack.close()
             raise
@@ -91,4 +91,4 @@ def open_converted(
         WeightmapError: as `convert`, when opening; `CheckpointError` also when a tensor is read.
     """
     options = Options(dtype=parse_cast_dtype(dtype), config=config, dims=dims)
-    return ConvertedCheckpoint(spec.inverse() if reverse else spec, Path(source), options)
+    return ConvertedCheckpoint(spec.inverse() if reverse else spec, source, options)

@@ -132,6 +132,16 @@ class Side:
             problems.append((operand, f"{what}: give each a label that the other side knows"))
         self.leaves[labels] = (index, leaf)
 
+    def take_out(self, labels: frozenset[str], other: Side) -> list[tuple[int, Leaf]]:
+        """Take out the leaves of blocks with these labels, which the other side doesn't have; each with its operand."""
+        found = [key for key in self.leaves if key & labels and key not in other.leaves]
+        return [self.leaves.pop(key) for key in found]
+
+    def match_single(self, other: Side) -> None:
+        """Where each side has one leaf, no label needs to tell them apart."""
+        if len(self.leaves) == len(other.leaves) == 1:
+            self.leaves = {next(iter(other.leaves)): next(iter(self.leaves.values()))}
+
     def check_against(self, other: Side, verb: str, problems: Problems) -> None:
         """Note every leaf that the other side doesn't have; `verb` says what becomes of it."""
         there = ", ".join(_label_text(leaf.labels) for _, leaf in other.leaves.values())

@@ -37,6 +37,21 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Loose:
+    """A block that only one side has.
+
+    Attributes:
+        operand: the number of its operand on that side.
+        labels: those of the block.
+        copy: of a target's block, from a single element; of a source's block, to a tensor of its own.
+    """
+
+    operand: int
+    labels: frozenset[str]
+    copy: StridedCopy
+
+
+@dataclass(frozen=True, slots=True)
 class Lowered:
     """What a rule does to tensors of given shapes.
 
@@ -44,11 +59,15 @@ class Lowered:
         target_shapes: one for each target operand.
         pieces: the copies.
         sizes: the size of every axis, those worked out from the shapes among them.
+        loose_sources: the blocks of the sources that the targets don't have.
+        loose_targets: the blocks of the targets that the sources don't have.
     """
 
     target_shapes: tuple[tuple[int, ...], ...]
     pieces: tuple[Piece, ...]
     sizes: Mapping[str, int]
+    loose_sources: tuple[Loose, ...] = ()
+    loose_targets: tuple[Loose, ...] = ()
 
 
 def lower(
@@ -56,6 +75,7 @@ def lower(
     source_shapes: Sequence[tuple[int, ...]],
     targets: Sequence[Operand],
     sizes: Mapping[str, int],
+    loose: frozenset[str] = frozenset(),
 ) -> Lowered:
     """Lower one instance of a rule.
 
@@ -64,6 +84,7 @@ def lower(
         source_shapes: the shape of each one's tensors.
         targets: the target operands; their shapes come out.
         sizes: known axis sizes, those of all key axes among them.
+        loose: labels of blocks that only one side needs to have.
 
     Raises:
         LayoutMismatchError: sizes don't add up, or the two sides don't name the same elements.
@@ -79,24 +100,43 @@ def lower(
     problems = _unknown_sizes([*sources, *targets], solved)
     if problems:
         raise LayoutMismatchError(problems)
-    pairs = _pairs(sources, targets, solved, rest, problems)
+    matched = _match(sources, targets, solved, rest, loose, problems)
     if problems:
         raise LayoutMismatchError(problems)
-    pieces = tuple(piece for source, target in pairs for piece in _pieces(source, target, solved))
+    pieces = tuple(piece for source, target in matched.pairs for piece in _pieces(source, target, solved))
     shapes = tuple(
         tuple(linear_size(item, solved)[0] for item in expand_rest(operand.layout, rest)) for operand in targets
     )
-    return Lowered(shapes, pieces, solved)
+    loose_sources, loose_targets = (
+        tuple(
+            _loose(number, leaf, is_target=is_target) for number, leaf in leaves if all(axis[1] for axis in leaf.axes)
+        )
+        for leaves, is_target in ((matched.loose_sources, False), (matched.loose_targets, True))
+    )
+    return Lowered(shapes, pieces, solved, loose_sources, loose_targets)
 
 
-def check_structure(sources: Sequence[Operand], targets: Sequence[Operand]) -> Problems:
+def _loose(operand: int, leaf: Leaf, *, is_target: bool) -> Loose:
+    if is_target:
+        axes = [(size, 0, stride) for _, size, stride in leaf.axes]
+        return Loose(operand, leaf.labels, strided_copy(axes, 0, leaf.start))
+    axes, dense = [], 1
+    for _, size, stride in sorted(leaf.axes, key=lambda axis: axis[2]):
+        axes.append((size, stride, dense))
+        dense *= size
+    return Loose(operand, leaf.labels, strided_copy(axes, leaf.start, 0))
+
+
+def check_structure(
+    sources: Sequence[Operand], targets: Sequence[Operand], loose: frozenset[str] = frozenset()
+) -> Problems:
     """What is wrong with a rule's layouts whatever the sizes: blocks or axes that the other side doesn't have.
 
     It is what lowering finds when every axis has size one.
     """
     problems: Problems = []
     sizes = dict.fromkeys(frozenset[str]().union(*(operand.axes() for operand in (*sources, *targets))), 1)
-    _pairs(sources, targets, sizes, (), problems)
+    _match(sources, targets, sizes, (), loose, problems)
     return problems
 
 
@@ -123,16 +163,29 @@ def _unknown_sizes(operands: Sequence[Operand], sizes: Mapping[str, int]) -> Pro
     return problems
 
 
-def _pairs(
+@dataclass(frozen=True, slots=True)
+class _Matched:
+    """The leaves of both sides that hold the same elements, and those that only one side has."""
+
+    pairs: Sequence[tuple[_End, _End]]
+    loose_sources: Sequence[tuple[int, Leaf]]
+    loose_targets: Sequence[tuple[int, Leaf]]
+
+
+def _match(
     sources: Sequence[Operand],
     targets: Sequence[Operand],
     sizes: Mapping[str, int],
     rest: tuple[int, ...],
+    loose: frozenset[str],
     problems: Problems,
-) -> list[tuple[_End, _End]]:
-    """The leaves of both sides that hold the same elements."""
+) -> _Matched:
     source_side = Side(sources, targets, sizes, rest, problems)
     target_side = Side(targets, sources, sizes, rest, problems)
+    loose_sources = source_side.take_out(loose, target_side)
+    loose_targets = target_side.take_out(loose, source_side)
+    if loose_sources or loose_targets:
+        source_side.match_single(target_side)
     source_side.check_against(target_side, "goes nowhere", problems)
     target_side.check_against(source_side, "comes from nowhere", problems)
     pairs = []
@@ -147,7 +200,7 @@ def _pairs(
                     what = f"axis {', '.join(missing)} of '{other.operand.layout}' is not in '{end.operand.layout}'"
                     problems.append((end.operand, what))
             pairs.append((source, target))
-    return pairs
+    return _Matched(pairs, loose_sources, loose_targets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from converters.bind import BoundRule, BoundSpec, BoundTerm
+from converters.bind import BoundRule, BoundSpec
+from converters.completeness import Completeness, Instance, length
 from converters.errors import Problem
-from converters.keys import Binding, CompiledPattern, KeyTrie, matches_drop
+from converters.keys import Binding, KeyTrie, matches_drop
 from converters.layout import UNUSED, Blocks, walk
 from converters.lowering import MAX_KEYS
 from converters.match_problems import MatchProblems
@@ -18,29 +19,6 @@ from converters.pattern import Choice
 from converters.plan import Dropped
 from converters.spec import Term
 from converters.text import printable
-
-Coordinates = tuple[int, ...]
-
-SHOWN = 8
-"""Indices that a message lists."""
-
-
-@dataclass(slots=True)
-class Instance:
-    """One instance of a rule: what its placeholders stand for, and the source tensors of each term.
-
-    Attributes:
-        found: for each source term and each of its keys, the number of the source at each coordinate of its key axes.
-        extents: for each axis that lives in a source key, how many indices it has.
-    """
-
-    binding: dict[str, int | str]
-    found: dict[tuple[int, int], dict[Coordinates, int]] = field(default_factory=dict)
-    extents: dict[str, int] = field(default_factory=dict)
-
-    def sources(self, term: int, replica: int) -> dict[Coordinates, int]:
-        """The sources of one key of one term; empty where there are none."""
-        return self.found.get((term, replica), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +36,8 @@ class Matches:
     rules: tuple[RuleMatch, ...]
     dropped: tuple[Dropped, ...]
     problems: tuple[Problem, ...]
+    counts: Mapping[str, int]
+    """The dims that the keys have told."""
 
 
 def match_keys(bound: BoundSpec, names: Sequence[str]) -> Matches:
@@ -87,8 +67,10 @@ class _Matcher:
         self.names = names
         self.report = MatchProblems(bound)
         self.problems = self.report.problems
+        self.completeness = Completeness(self.report)
         self.entries: list[tuple[BoundRule, int, int]] = []
         self.contested: set[int] = set()
+        self.decided: dict[object, bool] = {}
         self.trie = KeyTrie()
         self.instances: dict[int, dict[tuple[object, ...], Instance]] = {rule.number: {} for rule in bound.rules}
         for rule in bound.rules:
@@ -110,13 +92,13 @@ class _Matcher:
                 )
             seen[key] = name
             matched = self.trie.match(key)
-            claims = [claim for claim in matched if self._outside(*claim) is None]
+            claims = [claim for claim in matched if self._outside(*claim) is None and self._holds(*claim)]
             reasons = [drop for drop in self.bound.spec.source.drop if matches_drop(drop.pattern, key)]
             if not claims:
                 if reasons:
                     dropped.append(Dropped(source, reasons[0].reason))
                 elif matched:
-                    self._report_outside(key, *matched[0])
+                    self._report_outside(key, matched)
                 else:
                     unclaimed.append(key)
                 continue
@@ -134,14 +116,39 @@ class _Matcher:
             [str(key.pattern) for rule, term, replica in self.entries for key in (rule.sources[term].keys[replica],)],
         )
         matches = []
-        for rule in self.bound.rules:
+        counts = self._count()
+        for rule in (_with_counts(rule, counts) for rule in self.bound.rules):
             if not rule.sources:
                 instances = list(self._enumerate(rule))
             else:
                 instances = list(self.instances[rule.number].values())
                 self._check_complete(rule, instances)
             matches.append(RuleMatch(rule, tuple(instances)))
-        return Matches(tuple(matches), tuple(dropped), tuple(self.problems))
+        return Matches(tuple(matches), tuple(dropped), tuple(self.problems), counts)
+
+    def _count(self) -> dict[str, int]:
+        """The dims that the keys tell: the largest number that any key has for their placeholders, and one more."""
+        counts: dict[str, int] = {}
+        for rule in (rule for rule in self.bound.rules if rule.counted):
+            for instance in self.instances[rule.number].values():
+                for name, last in self._last_indices(rule, instance):
+                    dim = rule.counted[name]
+                    counts[dim] = max(counts.get(dim, 0), last + 1)
+        return counts
+
+    @staticmethod
+    def _last_indices(rule: BoundRule, instance: Instance) -> Iterator[tuple[str, int]]:
+        for name, value in instance.binding.items():
+            if name in rule.counted and isinstance(value, int):
+                yield name, value
+        for (number, replica), found in instance.found.items():
+            term = rule.sources[number]
+            for position, name in enumerate(term.copy_axes):
+                if name in rule.counted:
+                    yield name, replica[position + 1] + rule.starts.get(name, 0)
+            for position, name in enumerate(term.key_axes):
+                if name in rule.counted:
+                    yield name, max(at[position] for at in found) + rule.starts.get(name, 0)
 
     def _outside(self, number: int, binding: Binding) -> str | None:
         """A placeholder whose value is outside its range, so that the pattern matches and the rule doesn't."""
@@ -150,11 +157,29 @@ class _Matcher:
             value = binding.get(name)
             if isinstance(value, int) and (value < start or (name in rule.ranges and value >= rule.ranges[name][1])):
                 return name
-        return None
+        listed = ((name, binding[name], indices) for name, indices in rule.listed.items() if name in binding)
+        return next((name for name, value, indices in listed if value not in indices), None)
 
-    def _report_outside(self, key: str, number: int, binding: Binding) -> None:
+    def _holds(self, number: int, binding: Binding) -> bool:
+        """Whether the rule is on for these placeholders."""
+        rule = self.entries[number][0]
+        if rule.condition is None:
+            return True
+        case = (rule.number, tuple(binding[name] for name in rule.shape.instances))
+        if case not in self.decided:
+            self.decided[case] = rule.condition.holds({name: binding[name] for name in rule.shape.instances})
+        return self.decided[case]
+
+    def _report_outside(self, key: str, matched: Sequence[tuple[int, Binding]]) -> None:
+        """Why none of the rules whose patterns a key matches takes it."""
+        number, binding = next((each for each in matched if self._outside(*each) is None), matched[0])
         rule, name = self.entries[number][0], self._outside(number, binding)
-        if name is not None:
+        if name is None:
+            values = ", ".join(f"{name}={printable(str(binding[name]))}" for name in rule.shape.instances)
+            others = f", nor any other of the {len(matched)} rules that match it" if len(matched) > 1 else ""
+            what = f"{printable(key)}: the rule isn't on for {values}{others}: when {rule.rule.when}"
+            self.report.add(what, rule, "write a rule for the others, or drop them by name")
+        else:
             what = f"{printable(key)}: {name} is {binding[name]}, outside {_range_text(rule, name)}"
             hint = f"the range is '{rule.shape.kinds[name]}'; is the config that of this checkpoint?"
             self.report.add(what, rule, hint)
@@ -164,8 +189,10 @@ class _Matcher:
         term = rule.sources[term_index]
         chosen = {name: binding[name] for name in rule.shape.instances}
         instance = self.instances[rule.number].setdefault(tuple(chosen.values()), Instance(chosen))
-        coordinates = tuple(int(binding[axis]) - rule.starts.get(axis, 0) for axis in term.key_axes)
-        instance.found.setdefault((term_index, replica), {})[coordinates] = source
+        coordinates, copy = (
+            tuple(rule.position(axis, int(binding[axis])) for axis in axes) for axes in (term.key_axes, term.copy_axes)
+        )
+        instance.found.setdefault((term_index, (replica, *copy)), {})[coordinates] = source
 
     def _enumerate(self, rule: BoundRule) -> Iterator[Instance]:
         """The instances of a rule that makes its targets: every combination of its placeholders' ranges and choices."""
@@ -174,127 +201,40 @@ class _Matcher:
             kind = rule.shape.kinds[name]
             if isinstance(kind, Choice):
                 values.append(kind.names)
-            elif name in rule.ranges:
-                values.append(range(*rule.ranges[name]))
+            elif (indices := rule.indices(name)) is not None:
+                values.append(indices)
             else:
                 self.report.add(f"the range of {{{name}}} isn't known without a config", rule)
                 return
-        if (count := math.prod(map(_length, values))) > MAX_KEYS:
+        if (count := math.prod(map(length, values))) > MAX_KEYS:
             self.report.add(f"it would make {count} tensors, and no checkpoint holds more than {MAX_KEYS}", rule)
             return
         for combination in itertools.product(*values):
-            yield Instance(dict(zip(rule.shape.instances, combination, strict=True)))
+            binding = dict(zip(rule.shape.instances, combination, strict=True))
+            if rule.condition is None or rule.condition.holds(binding):
+                yield Instance(binding)
 
     def _check_complete(self, rule: BoundRule, instances: Sequence[Instance]) -> None:
-        if not instances:
-            # A range without a number in it, as of the dense layers of a model that has none, wants no key.
-            wanted = all(start < stop for name, (start, stop) in rule.ranges.items() if name in rule.shape.instances)
-            if wanted and rule.number not in self.contested and not rule.rule.optional and rule.targets:
-                self.report.matches_nothing(rule, self.names)
+        if instances:
+            self.completeness.check(rule, instances)
             return
-        for instance in instances:
-            self._check_instance(rule, instance)
-        self._check_ranges(rule, instances)
-
-    def _check_ranges(self, rule: BoundRule, instances: Sequence[Instance]) -> None:
-        """Every number of a declared range must have an instance: a missing layer is an error."""
-        ranged = [name for name in rule.shape.instances if name in rule.ranges]
-        if not ranged or rule.rule.optional or not rule.targets:
-            return
-        there = {tuple(instance.binding[name] for name in ranged) for instance in instances}
-        missing, count = _missing([range(*rule.ranges[name]) for name in ranged], there)
-        if missing:
-            each = (", ".join(f"{name}={value}" for name, value in zip(ranged, at, strict=True)) for at in missing)
-            more = f"; ... ({count} in all)" if count > len(missing) else ""
-            what = f"no key for {'; '.join(each)}{more}"
-            self.report.add(what, rule, f"the range says that it must be there: {rule.rule.text}")
-
-    def _check_instance(self, rule: BoundRule, instance: Instance) -> None:
-        at = ", ".join(f"{name}={value}" for name, value in instance.binding.items())
-        at = f" for {at}" if at else ""
-        present = {
-            index: [replica for replica in range(len(term.keys)) if instance.sources(index, replica)]
-            for index, term in enumerate(rule.sources)
-        }
-        for index, term in enumerate(rule.sources):
-            for replica in present[index]:
-                self._measure(rule, instance, term, instance.sources(index, replica))
-        for index, term in enumerate(rule.sources):
-            needed = 1 if term.term.sharing == "tie" else len(term.keys)
-            if len(present[index]) < needed:
-                missing = [key for replica, key in enumerate(term.keys) if replica not in present[index]]
-                names = ", ".join(printable(_key_text(key, instance.binding)) for key in missing)
-                self.report.add(f"{names} is missing{at}, which the rule needs beside the keys that are there", rule)
-            for replica in present[index]:
-                self._check_axes(rule, instance, term.key_axes, term.keys[replica], instance.sources(index, replica))
-
-    @staticmethod
-    def _measure(rule: BoundRule, instance: Instance, term: BoundTerm, found: Mapping[Coordinates, int]) -> None:
-        """How many indices each axis of the keys has: as its range says, or up to the largest that is there."""
-        for position, axis in enumerate(term.key_axes):
-            if axis in rule.ranges:
-                extent = rule.ranges[axis][1] - rule.ranges[axis][0]
-            else:
-                extent = max(coordinate[position] for coordinate in found) + 1
-            instance.extents[axis] = max(instance.extents.get(axis, 0), extent)
-
-    def _check_axes(
-        self,
-        rule: BoundRule,
-        instance: Instance,
-        axes: tuple[str, ...],
-        key: CompiledPattern,
-        found: Mapping[Coordinates, int],
-    ) -> None:
-        """Every index of an axis that lives in the key must be there: experts 0, 1, 3 are not three experts."""
-        missing, count = _missing([range(instance.extents[axis]) for axis in axes], found.keys())
-        if missing:
-            starts = tuple(rule.starts.get(axis, 0) for axis in axes)
-            there = _indices(sorted(found)[:SHOWN], len(found), starts)
-            self.report.add(
-                f"'{_key_text(key, instance.binding)}' lacks {', '.join(axes)} = {_indices(missing, count, starts)}; "
-                f"there are {there}",
-                rule,
-                "stacking the others would shift them: is a shard or a file missing?",
-            )
+        # A range without a number in it, as of the dense layers of a model that has none, wants no key.
+        if (
+            self.completeness.wants_any(rule)
+            and rule.number not in self.contested
+            and not rule.rule.optional
+            and rule.targets
+        ):
+            self.report.matches_nothing(rule, self.names)
 
 
-def _key_text(key: CompiledPattern, binding: Binding) -> str:
-    """The key for a binding, or its pattern where an axis of the key has no single value."""
-    if any(name not in binding for name in key.names):
-        return str(key.pattern)
-    return key.format(binding) or str(key.pattern)
+def _with_counts(rule: BoundRule, counts: Mapping[str, int]) -> BoundRule:
+    """The rule with the ranges that end at a dim which the keys have told."""
+    told = {name: (rule.starts.get(name, 0), counts[dim]) for name, dim in rule.counted.items() if dim in counts}
+    return replace(rule, ranges={**rule.ranges, **told}) if told else rule
 
 
 def _range_text(rule: BoundRule, name: str) -> str:
+    if name in rule.listed:
+        return ", ".join(map(str, rule.listed[name])) or "an empty list"
     return f"{rule.starts[name]}..{rule.ranges[name][1] - 1 if name in rule.ranges else ''}"
-
-
-def _length(values: Sequence[int | str]) -> int:
-    """`len`, which refuses a range of 2**63 numbers."""
-    return max(0, values.stop - values.start) if isinstance(values, range) else len(values)
-
-
-def _missing(ranges: Sequence[range], there: Collection[tuple[object, ...]]) -> tuple[list[Coordinates], int]:
-    """The first combinations that are not there, and how many there are; never a walk along all of a long range."""
-    count = math.prod(map(_length, ranges)) - len(there)
-    if count <= 0:
-        return [], 0
-    return list(itertools.islice((at for at in _product(ranges) if at not in there), SHOWN)), count
-
-
-def _product(ranges: Sequence[range]) -> Iterator[Coordinates]:
-    """`itertools.product`, which would make a list of each range first."""
-    if not ranges:
-        yield ()
-        return
-    for value in ranges[0]:
-        for rest in _product(ranges[1:]):
-            yield (value, *rest)
-
-
-def _indices(coordinates: Sequence[Coordinates], count: int, starts: Coordinates) -> str:
-    """Coordinates as they stand in the keys; `count` is how many there are in all."""
-    in_keys = (tuple(map(operator.add, one, starts)) for one in coordinates)
-    texts = [str(one[0]) if len(one) == 1 else str(one) for one in in_keys]
-    return ", ".join(texts) + (f", ... ({count} in all)" if count > len(texts) else "")

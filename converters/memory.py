@@ -82,9 +82,9 @@ def _libraries(plan: Plan) -> int:
 def _computes_beyond_numpy(plan: Plan) -> bool:
     """Whether values are computed with in a floating dtype that numpy doesn't have."""
     computed = {target.info.dtype for target in plan.targets if target.operations or target.generator is not None}
-    read = {
-        plan.sources[move.source].info.dtype for target in plan.targets if target.operations for move in target.moves
-    }
+    read = {plan.tensor(move.source).dtype for target in plan.targets if target.operations for move in target.moves}
+    for made in plan.made:
+        read.update({made.info.dtype, *(plan.sources[number].info.dtype for number in made.inputs)})
     checked = {plan.sources[check.source].info.dtype for check in plan.generated_checks}
     return any(dtype.is_floating and dtype not in _NUMPYS_OWN for dtype in computed | read | checked)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
-from converters.errors import OutputError, OutputExistsError
-from converters.storage.files import raise_unwritable
+from converters.errors import CheckpointError, OutputError, OutputExistsError
+from converters.storage.files import open_for_reading, raise_unwritable
 from converters.text import printable
 
 _WEIGHTS_SUFFIX: Final = ".safetensors"
+# Many programs call their files so; those of torch.save are told by their first bytes.
+_TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth")
+_ZIP_START: Final = b"PK\x03\x04"
 # What model directories on the Hub hold; anything else is somebody's work, and is not deleted.
 _KNOWN_SUFFIXES: Final = frozenset(
     {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".json", ".jsonl", ".yaml", ".yml"}
@@ -121,16 +124,47 @@ def _reason_to_keep(directory: Path) -> str | None:
     try:
         with os.scandir(directory) as entries:
             is_folder = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        components = [name for name in is_folder if is_folder[name] and _is_component(directory / name)]
     except OSError as error:
         raise_unwritable(error, directory)
-    unknown = sorted(name for name in is_folder if not _is_of_checkpoint(name, is_folder=is_folder[name]))
+    unknown = sorted(
+        name for name in is_folder if not _is_of_checkpoint(name, is_folder=is_folder[name]) and name not in components
+    )
     if unknown:
         shown = ", ".join(printable(name) for name in unknown[:_LISTED])
         more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
         return f"it holds what no checkpoint does: {shown}{more}"
-    if is_folder and not any(name.endswith(_WEIGHTS_SUFFIX) for name in is_folder):
-        return f"it holds no {_WEIGHTS_SUFFIX} files, so it seems to be something else than a checkpoint"
+    if is_folder and not components and not any(_is_weights(directory / name) for name in is_folder):
+        kinds = f"{_WEIGHTS_SUFFIX} files and none of torch.save"
+        return f"it holds no {kinds}, so it seems to be something else than a checkpoint"
     return None
+
+
+def _is_component(directory: Path) -> bool:
+    """Whether a directory holds a component of a model, such as `unet`, and nothing else."""
+    with os.scandir(directory) as entries:
+        names = [entry.name if entry.is_file(follow_symlinks=False) else "" for entry in entries]
+    weights = any(_is_weights(directory / name) for name in names if name)
+    return bool(names) and all(
+        _is_of_checkpoint(name, is_folder=False) if weights else name.endswith("config.json") for name in names
+    )
+
+
+def _is_weights(file: Path) -> bool:
+    """Whether a file holds weights, by its name or its first bytes."""
+    if not file.name.endswith(_TORCH_SUFFIXES):
+        return file.name.endswith(_WEIGHTS_SUFFIX)
+    try:
+        descriptor, _ = open_for_reading(file, file.name)
+    except CheckpointError:
+        return False
+    with os.fdopen(descriptor, "rb") as opened:
+        return opened.read(len(_ZIP_START)) == _ZIP_START
+
+
+def is_of_checkpoint(name: str) -> bool:
+    """Whether a file, by its name relative to a directory, is what a directory of a checkpoint may hold."""
+    return _is_of_checkpoint(PurePosixPath(name).name, is_folder=False)
 
 
 def _is_of_checkpoint(name: str, *, is_folder: bool) -> bool:

@@ -1,15 +1,15 @@
 """Key patterns: literal text with placeholders, that match a key to indices and write a key from indices.
 
 There are no regular expressions: a pattern must work in both directions. What a placeholder can stand for is its kind:
-a whole number (`{i}`, or `{e:0..E}` where a gap is an error), a choice (`{p:weight|bias}`), any one segment
-(`{p:name}`), or a dotted rest (`{rest:path}`). Whole numbers can be computed with where that can be undone:
-`{i+1}`, `{L-1-i}`, and `{i//3}` beside `{i%3}`.
+a whole number (`{i}`, or `{e:0..E}` where a gap is an error), a choice (`{p:weight|bias}`, or `{p:weight&bias}` where
+a missing one is an error), any one segment (`{p:name}`), or a dotted rest (`{rest:path}`). Whole numbers can be
+computed with where that can be undone: `{i+1}`, `{L-1-i}`, and `{i//3}` beside `{i%3}`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from converters.dims import Expression, parse_expression
 from converters.errors import Location, SpecError
@@ -17,13 +17,23 @@ from converters.errors import Location, SpecError
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """A whole number, without leading zeros; with `stop`, every number of `start..stop-1` must occur."""
+    """A whole number, without leading zeros; with `stop`, every number of `start..stop-1` must occur.
+
+    With `listed`, an expression for a list of the config, it is one of its numbers, each of which must occur.
+    """
 
     start: Expression | None = None
     stop: Expression | None = None
+    listed: Expression | None = None
 
     def __str__(self) -> str:
+        if self.listed is not None:
+            return str(self.listed)
         return "int" if self.stop is None else f"{self.start}..{self.stop}"
+
+    def swap_configs(self) -> Index:
+        """The same with `config` and `target_config` exchanged."""
+        return Index(*(each.swap_configs() if each else None for each in (self.start, self.stop, self.listed)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +46,13 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of a few names."""
+    """One of a few names; with `every`, each of them must occur."""
 
     names: tuple[str, ...]
+    every: bool = False
 
     def __str__(self) -> str:
-        return "|".join(self.names)
+        return ("&" if self.every else "|").join(self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +101,25 @@ class KeyPattern:
                 if isinstance(part, Hole):
                     yield part
 
+    def swap_configs(self) -> KeyPattern:
+        """The pattern with `config` and `target_config` exchanged in the kinds that are written in it."""
+        return KeyPattern(
+            tuple(
+                tuple(
+                    replace(part, kind=swap_kind(part.kind)) if isinstance(part, Hole) and part.kind else part
+                    for part in segment
+                )
+                for segment in self.segments
+            )
+        )
+
     def names(self) -> frozenset[str]:
         """All the names in its placeholders: placeholders and dims alike."""
         return frozenset(name for hole in self.holes() for name in hole.expression.names())
 
 
 def parse_kind(text: str, location: Location | None = None) -> Kind:
-    """Parse what follows the colon of `{e:0..E}`: `int`, `name`, `path`, a range, or names separated by `|`.
+    """Parse what follows the colon of `{e:0..E}`: `int`, `name`, `path`, a range, or names separated by `|` or `&`.
 
     Raises:
         SpecError: it is none of these.
@@ -111,14 +134,24 @@ def parse_kind(text: str, location: Location | None = None) -> Kind:
     if ".." in text:
         start, _, stop = text.partition("..")
         return Index(parse_expression(start.strip() or "0", location), parse_expression(stop.strip(), location))
-    names = tuple(name.strip() for name in text.split("|"))
-    if len(names) > 1 and all(names) and len(set(names)) == len(names) and not any("." in name for name in names):
-        return Choice(names)
+    every = "&" in text
+    names = tuple(name.strip() for name in text.split("&" if every else "|"))
+    are_names = all(name and not set(name) & {".", "|"} for name in names)
+    if are_names and len(set(names)) == len(names) > 1:
+        return Choice(names, every)
+    if text.startswith(("config.", "target_config.")):
+        return Index(listed=parse_expression(text, location))
     raise SpecError(
         f"{text!r} is no kind of placeholder",
         location,
-        "write int, name, path, a range such as 0..L, or a choice such as weight|bias",
+        "write int, name, path, a range such as 0..L, a list such as config.layers, or a choice: weight|bias, or "
+        "weight&bias if both must be there",
     )
+
+
+def swap_kind(kind: Kind) -> Kind:
+    """The kind with `config` and `target_config` exchanged in its expressions."""
+    return kind.swap_configs() if isinstance(kind, Index) else kind
 
 
 def parse_pattern(text: str, location: Location | None = None) -> KeyPattern:

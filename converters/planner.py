@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 
-from converters.bind import BoundRule, BoundSpec, BoundTerm, fill_shape
+from converters.bind import BoundRule, BoundSpec, fill_shape, finish_config
+from converters.completeness import Coordinates, Instance
 from converters.coverage import Coverage, Draft, mixed_dtypes, unlike
 from converters.errors import CoverageError, Problem
-from converters.keys import Binding, CompiledPattern, is_index
-from converters.lowering import Lowered, lower
-from converters.matching import Coordinates, Instance, match_keys
-from converters.operands import LayoutMismatchError
-from converters.operations import Generator
+from converters.keys import is_index
+from converters.lowering import Loose, Lowered
+from converters.made_sources import MadeSources, make_source
+from converters.matching import match_keys
+from converters.operands import LayoutMismatchError, Operand
 from converters.operations.cast import check_castable
-from converters.plan import EqualityCheck, GeneratedCheck, Move, Plan, RuleSummary, Source
-from converters.sharding import split_into_shards
-from converters.spec_check import operands_of
+from converters.operations.fill import Fill
+from converters.parts import shards_in_one, shards_of_parts
+from converters.plan import (
+    BlockFill,
+    Dropped,
+    EqualityCheck,
+    GeneratedCheck,
+    Move,
+    Plan,
+    RuleSummary,
+    Source,
+)
+from converters.rule_lowering import RuleLowering
+from converters.rule_targets import RuleTargets
+from converters.sharding import Shard, split_into_shards
+from converters.spec import Side
+from converters.strided import strided_copy
 from converters.tensor_info import DType, TensorInfo, parse_dtype
-from converters.text import printable
+from converters.text import format_nbytes, printable
 
 DEFAULT_MAX_SHARD_NBYTES = 5_000_000_000
-"""Bytes; what huggingface_hub takes by default."""
 
-MADE_ONCE = "each target is made once; give one of the two another key"
+MAX_TENSOR_NBYTES = 10_000_000_000_000
+"""Bytes of one tensor: far above any, and few enough that whoever asks for an exabyte of zeros is told so at once."""
+"""Bytes; what huggingface_hub takes by default."""
 
 
 def make_plan(
@@ -50,6 +65,13 @@ def make_plan(
     return _Planner(bound, sources, dtype).plan(max_shard_nbytes)
 
 
+def shards_of(side: Side, tensors: Sequence[TensorInfo], max_shard_nbytes: int) -> tuple[Shard, ...]:
+    """The files of the target, as its layout names them."""
+    if side.files:
+        return shards_of_parts(side.files, tensors, max_shard_nbytes)
+    return shards_in_one(side.file, tensors) if side.file else split_into_shards(tensors, max_shard_nbytes)
+
+
 def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key by which layer 10 comes after layer 9: the output's order depends on its names alone."""
     return tuple((0, int(part), "") if is_index(part) else (1, 0, part) for part in name.split("."))
@@ -64,13 +86,16 @@ class _Planner:
         self.coverage = Coverage(sources)
         self.equality_checks: list[EqualityCheck] = []
         self.generated_checks: list[GeneratedCheck] = []
-        self.learned: dict[str, int] = {}
-        self.lowered: dict[object, Lowered | None] = {}
+        self.dropped: list[Dropped] = []
+        self.made = MadeSources(len(sources))
+        self.lowering = RuleLowering(bound, self._problem)
+        self.targets = RuleTargets(self.coverage, self._problem)
 
     def plan(self, max_shard_nbytes: int) -> Plan:
         """See `make_plan`."""
         matches = match_keys(self.bound, [source.info.name for source in self.sources])
         self.problems.extend(matches.problems)
+        self.lowering.learn(matches.counts)
         counts: dict[int, int] = {}
         # What is made anew comes last, when the layouts of the others have shown the sizes that no config gives.
         for match in sorted(matches.rules, key=lambda match: match.rule.rule.fill is not None):
@@ -82,12 +107,14 @@ class _Planner:
                     self._instance(match.rule, instance)
         self.coverage.whole.update(drop.source for drop in matches.dropped)
         if not self.problems:
-            self.problems.extend(self.coverage.prove(self.bound.spec.path))
+            self.problems.extend(self.coverage.prove(self.bound.spec.path, [made.info for made in self.made.all]))
         if self.problems:
             raise CoverageError(self.problems)
         drafts = self.coverage.drafts.values()
         targets = sorted((draft.finish(self.dtype) for draft in drafts), key=lambda made: natural_order(made.info.name))
-        shards = split_into_shards([target.info for target in targets], max_shard_nbytes)
+        infos = [target.info for target in targets]
+        _refuse_giants(infos)
+        shards = shards_of(self.bound.spec.target, infos, max_shard_nbytes)
         by_name = {target.info.name: target for target in targets}
         return Plan(
             self.bound.spec.name,
@@ -97,11 +124,12 @@ class _Planner:
             tuple(by_name[info.name] for shard in shards for info in shard.tensors),
             shards,
             self._summaries(counts),
-            matches.dropped,
+            (*matches.dropped, *self.dropped),
             tuple(self.equality_checks),
             tuple(self.generated_checks),
             self.bound.notes,
-            self.bound.target_config,
+            finish_config(self.bound, self.lowering.learned),
+            tuple(self.made.all),
         )
 
     def _problem(self, rule: BoundRule, what: str, hint: str | None = None) -> None:
@@ -124,21 +152,40 @@ class _Planner:
     # --- one instance of a rule --------------------------------------------------------------------------------------
 
     def _instance(self, rule: BoundRule, instance: Instance) -> None:
-        operands: list[Mapping[Coordinates, int]] = []
-        for index, term in enumerate(rule.sources):
-            operand = self._operand(rule, instance, index, term)
-            if operand is None:
+        """The elements, and after them the grids that lie over them."""
+        elements: list[TensorInfo] = []
+        for part in range(max(1, len(rule.rule.parts))):
+            operands: list[Mapping[Coordinates, int]] = []
+            for index in range(len(rule.sources)):
+                operand = self._operand(rule, instance, index, part)
+                if operand is None:
+                    return
+                operands.append(operand)
+            firsts = [self._info(next(iter(operand.values()))) for operand in operands]
+            elements = elements or firsts
+            if not self._move(rule, instance, operands, part, elements if part == 0 else [*elements, *firsts]):
                 return
-            operands.append(operand)
-        numbers = {number for operand in operands for number in operand.values()}
-        mixed = mixed_dtypes(self.sources, numbers)
+
+    def _move(
+        self,
+        rule: BoundRule,
+        instance: Instance,
+        operands: Sequence[Mapping[Coordinates, int]],
+        part: int,
+        firsts: Sequence[TensorInfo],
+    ) -> bool:
+        """Make the targets of these sources; whether that was possible."""
+        numbers = sorted({number for operand in operands for number in operand.values()})
+        mixed = mixed_dtypes([self._info(number) for number in numbers])
         if mixed is not None:
             self._problem(rule, mixed, "cast one of them first")
-            return
-        lowered = self._lower(rule, instance, operands)
+            return False
+        lowered = self.lowering.lower(rule, instance, firsts, part)
         if lowered is None:
-            return
-        drafts = self._drafts(rule, instance, lowered, self.sources[min(numbers)].info.dtype)
+            return False
+        drafts = self.targets.drafts(rule, instance, lowered, self._info(numbers[0]).dtype, part)
+        for draft in (each for found in drafts.values() for each in found):
+            draft.is_grid = part > 0
         for number in numbers:
             self.coverage.reads.setdefault(number, [])
         for piece in lowered.pieces:
@@ -146,16 +193,31 @@ class _Planner:
             self.coverage.reads[source].append(piece.copy)
             for draft in drafts.get((piece.target, piece.target_index), ()):
                 draft.moves.append(Move(source, piece.copy))
+        self._source_blocks(rule, lowered, operands)
+        self._target_blocks(rule, lowered, drafts)
+        return True
 
-    def _operand(
-        self, rule: BoundRule, instance: Instance, index: int, term: BoundTerm
-    ) -> Mapping[Coordinates, int] | None:
+    def _info(self, number: int) -> TensorInfo:
+        return self.sources[number].info if number < len(self.sources) else self.made.info(number)
+
+    def _operand(self, rule: BoundRule, instance: Instance, index: int, part: int) -> Mapping[Coordinates, int] | None:
         """The source at each coordinate, once all keys of the term are known to agree in shape."""
-        replicas = [found for replica in range(len(term.keys)) if (found := instance.sources(index, replica))]
+        replicas = [instance.found[index, replica] for replica in instance.replicas(index)]
+        has_inputs = rule.sources[index].term.sharing == "inputs"
+        if rule.rule.tensor_operation is None:
+            return self._shared(rule, replicas[part : part + 1] if has_inputs else replicas)
+        groups = [[one] for one in replicas] if has_inputs else [replicas]
+        inputs = [found for group in groups if (found := self._shared(rule, group)) is not None]
+        return self._made(rule, instance, index, inputs) if len(inputs) == len(groups) else None
+
+    def _shared(
+        self, rule: BoundRule, replicas: Sequence[Mapping[Coordinates, int]]
+    ) -> Mapping[Coordinates, int] | None:
+        """The first of several sources that must hold the same, once they are known to agree in shape."""
         first = replicas[0]
-        like = self.sources[next(iter(first.values()))].info
+        like = self._info(next(iter(first.values())))
         for found in replicas:
-            different = unlike(self.sources, found.values(), like)
+            different = unlike((self._info(source) for source in found.values()), like)
             if different is not None:
                 self._problem(rule, different, "the rule wants them alike")
                 return None
@@ -165,91 +227,56 @@ class _Planner:
                     self.coverage.whole.add(source)
         return first
 
-    def _lower(
-        self, rule: BoundRule, instance: Instance, operands: Sequence[Mapping[Coordinates, int]]
-    ) -> Lowered | None:
-        """Layers share their shapes, so each distinct case of a rule is lowered once."""
-        firsts = [self.sources[next(iter(operand.values()))].info for operand in operands]
-        case = (rule.number, tuple(info.shape for info in firsts), tuple(sorted(instance.extents.items())))
-        if case not in self.lowered:
-            self.lowered[case] = self._lower_case(rule, instance, firsts)
-        return self.lowered[case]
-
-    def _lower_case(self, rule: BoundRule, instance: Instance, firsts: Sequence[TensorInfo]) -> Lowered | None:
-        sizes = dict(self.bound.dims.values)
-        for axis, (start, stop) in rule.ranges.items():
-            if axis not in rule.shape.instances:
-                sizes[axis] = stop - start
-        for axis, extent in instance.extents.items():
-            if sizes.setdefault(axis, extent) != extent:
-                self._problem(rule, f"the keys have {extent} values of {axis}, but dims.{axis} is {sizes[axis]}")
+    def _made(
+        self, rule: BoundRule, instance: Instance, index: int, replicas: Sequence[Mapping[Coordinates, int]]
+    ) -> Mapping[Coordinates, int] | None:
+        """What the rule's operation makes at each coordinate, of one source under each key."""
+        operation, term = rule.rule.tensor_operation, rule.sources[index]
+        sizes = self.lowering.known_sizes(rule, instance)
+        if operation is None or sizes is None:
+            return None
+        operand = Operand(term.term.label, term.term.layout, term.key_axes, term.term.label or "from")
+        made = {}
+        for coordinate in replicas[0]:
+            inputs = {found[coordinate]: self._info(found[coordinate]) for found in replicas}
+            try:
+                made[coordinate] = self.made.add(make_source(operation, operand, inputs, sizes))
+            except CoverageError as error:
+                self._problem(rule, error.problems[0].what)
                 return None
-        sources, targets = operands_of(rule.rule, rule.shape, reverse=self.bound.spec.reverse)
-        try:
-            lowered = lower(sources, [info.shape for info in firsts], targets, sizes)
-        except LayoutMismatchError as error:
-            tensors = {
-                operand.place: f"{printable(str(info))}: " for operand, info in zip(sources, firsts, strict=True)
-            }
-            for operand, message in error.problems:
-                what = f"layout.{operand.place}: {tensors.get(operand.place, '')}{message}"
-                self._problem(rule, what, self._unknown_dims(message))
+            except LayoutMismatchError as error:
+                self.lowering.mismatch(rule, error, list(inputs.values()))
+                return None
+            self.coverage.whole.update(inputs)
+        return made
+
+    def _source_blocks(self, rule: BoundRule, lowered: Lowered, operands: Sequence[Mapping[Coordinates, int]]) -> None:
+        """Blocks of sources that the targets don't have: left out, or shown to hold what is made anew."""
+        reasons = dict(rule.rule.dropped)
+        for block in lowered.loose_sources:
+            reason = next((reasons[label] for label in block.labels if label in reasons), None)
+            for source in operands[block.operand].values():
+                self.coverage.reads[source].append(block.copy)
+                if reason is not None:
+                    self.dropped.append(Dropped(source, reason, block.copy.size))
+                elif (fill := self._block_fill(rule, block, self._info(source))) is not None:
+                    self.generated_checks.append(GeneratedCheck(source, fill, rule.number, block.copy))
+
+    def _target_blocks(
+        self, rule: BoundRule, lowered: Lowered, drafts: Mapping[tuple[int, Coordinates], Sequence[Draft]]
+    ) -> None:
+        """Blocks of targets that the sources don't have."""
+        for block in lowered.loose_targets:
+            for draft in (each for (operand, _), found in drafts.items() if operand == block.operand for each in found):
+                if (fill := self._block_fill(rule, block, draft.info)) is not None:
+                    draft.fills.append(BlockFill(fill, block.copy))
+
+    def _block_fill(self, rule: BoundRule, block: Loose, info: TensorInfo) -> Fill | None:
+        fill = next(fill for label, fill in rule.rule.filled if label in block.labels)
+        if (refusal := fill.refusal(info)) is not None:
+            self._problem(rule, f"{printable(str(info))}: {refusal}")
             return None
-        self._learn(rule, lowered)
-        return lowered
-
-    def _learn(self, rule: BoundRule, lowered: Lowered) -> None:
-        """Keep the sizes of dims that the config doesn't give; every rule that shows one must agree."""
-        for name in self.bound.dims.reasons.keys() & lowered.sizes.keys():
-            known = self.learned.setdefault(name, lowered.sizes[name])
-            if known != lowered.sizes[name]:
-                self._problem(rule, f"{name} is {lowered.sizes[name]} here, but {known} in the tensors of another rule")
-
-    def _unknown_dims(self, message: str) -> str | None:
-        """Why a size that the message speaks of isn't known."""
-        words = set(message.replace(",", " ").split())
-        reasons = [f"{name}: {reason}" for name, reason in self.bound.dims.reasons.items() if name in words]
-        return "; ".join(reasons) or None
-
-    def _drafts(
-        self, rule: BoundRule, instance: Instance, lowered: Lowered, dtype: DType
-    ) -> dict[tuple[int, Coordinates], list[Draft]]:
-        """The drafts that each target operand writes at each coordinate; several where keys are copies."""
-        try:
-            for operation in rule.rule.operations:
-                dtype = operation.output_dtype(dtype)
-        except CoverageError as error:
-            self._problem(rule, error.problems[0].what)
-            return {}
-        # An empty tensor has no pieces, and is still a target.
-        places = (
-            (index, term, coordinate)
-            for index, term in enumerate(rule.targets)
-            for coordinate in itertools.product(*(range(lowered.sizes[axis]) for axis in term.key_axes))
-        )
-        found: dict[tuple[int, Coordinates], list[Draft]] = {}
-        for index, term, coordinate in places:
-            binding = dict(instance.binding)
-            for axis, value in zip(term.key_axes, coordinate, strict=True):
-                binding[axis] = value + rule.starts.get(axis, 0)
-            keys = term.keys if term.term.sharing != "tie" else term.keys[:1]
-            names = [name for key in keys if (name := self._name(rule, key, binding))]
-            drafts = (self._draft(rule, TensorInfo(name, lowered.target_shapes[index], dtype)) for name in names)
-            found[index, coordinate] = [draft for draft in drafts if draft is not None]
-        return found
-
-    def _name(self, rule: BoundRule, key: CompiledPattern, binding: Binding) -> str | None:
-        name = key.format(binding)
-        if name is None:
-            self._problem(rule, f"'{key.pattern}' has no key for these indices: a number in it would be negative")
-        return name
-
-    def _draft(self, rule: BoundRule, info: TensorInfo, generator: Generator | None = None) -> Draft | None:
-        draft = self.coverage.draft(rule, info, generator)
-        if isinstance(draft, str):
-            self._problem(rule, draft, MADE_ONCE)
-            return None
-        return draft
+        return fill
 
     # --- tensors without a counterpart -------------------------------------------------------------------------------
 
@@ -258,7 +285,7 @@ class _Planner:
         if fill is None:
             raise AssertionError("only fill rules come here")
         try:
-            shape = fill_shape(rule, self.bound, self.learned)
+            shape = fill_shape(rule, self.bound, self.lowering.learned)
             dtype = self._fill_dtype(rule) if rule.targets else None
         except CoverageError as error:
             self.problems.extend(error.problems)
@@ -271,17 +298,18 @@ class _Planner:
             if (refusal := fill.refusal(info)) is not None:
                 self._problem(rule, f"{printable(str(info))}: {refusal}")
                 continue
-            self.generated_checks.append(GeneratedCheck(source, fill, rule.number))
+            whole = strided_copy([(info.size, 1, 1)], 0, 0)
+            self.generated_checks.append(GeneratedCheck(source, fill, rule.number, whole))
             self.coverage.whole.add(source)
         for key in (key for term in rule.targets for key in term.keys):
-            name = self._name(rule, key, instance.binding)
+            name = self.targets.name(rule, key, instance.binding)
             if name is None or dtype is None:
                 continue
             made = TensorInfo(name, shape, dtype)
             if (refusal := fill.refusal(made)) is not None:
                 self._problem(rule, f"{printable(str(made))}: {refusal}")
             else:
-                self._draft(rule, made, fill)
+                self.targets.draft(rule, made, fill)
 
     def _fill_dtype(self, rule: BoundRule) -> DType:
         if rule.rule.dtype:
@@ -292,3 +320,14 @@ class _Planner:
             what = f"{rule.rule.path}: the dtype to fill with isn't clear, the checkpoint has {names}"
             raise CoverageError(what, rule.rule.location, "add 'dtype:'")
         return found.pop()
+
+
+def _refuse_giants(infos: Sequence[TensorInfo]) -> None:
+    limit = format_nbytes(MAX_TENSOR_NBYTES)
+    problems = [
+        Problem(f"{printable(info.name)} would take {format_nbytes(info.nbytes)}; no tensor may have more than {limit}")
+        for info in infos
+        if info.nbytes > MAX_TENSOR_NBYTES
+    ]
+    if problems:
+        raise CoverageError(problems)

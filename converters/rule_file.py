@@ -7,16 +7,30 @@ from dataclasses import replace
 from converters.dims import Expression, parse_expression
 from converters.errors import Location
 from converters.layout import Layout, parse_layout
-from converters.operations import Elementwise
-from converters.operations.cast import Cast
 from converters.operations.fill import VALUES, Fill
 from converters.pattern import parse_pattern
+from converters.rule_operations import inputs_of, read_block_drops, read_block_fills, read_operations, read_parts
 from converters.spec import Rule, Sharing, Term
 from converters.spec_nodes import Reader
 from converters.tensor_info import DType, parse_dtype
 from converters.yaml_nodes import ListNode, MappingNode, Node, ScalarNode
 
-RULE = ("from", "to", "layout", "copy", "tie", "cast", "fill", "shape", "dtype", "when", "optional")
+RULE = (
+    "from",
+    "to",
+    "layout",
+    "copy",
+    "tie",
+    "cast",
+    "apply",
+    "fill",
+    "drop",
+    "grid",
+    "shape",
+    "dtype",
+    "when",
+    "optional",
+)
 SHARING: tuple[Sharing, ...] = ("copy", "tie")
 
 
@@ -41,8 +55,11 @@ def read_rule(reader: Reader, node: Node, path: str) -> Rule | None:
         return None
     reader.known_keys(mapping, RULE, path)
     problems_before = len(reader.problems)
-    sources = _terms(reader, mapping.get("from"), f"{path}.from")
-    targets = _terms(reader, mapping.get("to"), f"{path}.to")
+    operations = read_operations(reader, mapping, path)
+    parts, parts_of = read_parts(reader, mapping, path)
+    names = tuple(name for name, _ in parts)
+    sources = _terms(reader, mapping.get("from"), f"{path}.from", names or inputs_of(operations))
+    targets = _terms(reader, mapping.get("to"), f"{path}.to", names)
     for sharing in SHARING:
         shared = mapping.get(sharing)
         if shared is None:
@@ -56,15 +73,15 @@ def read_rule(reader: Reader, node: Node, path: str) -> Rule | None:
         for side, terms in (("from", sources), ("to", targets)):
             if not terms:
                 reader.problem(f"{path} has no '{side}'", node)
-    if mapping.get("fill") is None:
+    blocks = mapping.get("fill")
+    if blocks is None or isinstance(blocks, MappingNode):
         sources, targets = _layouts(reader, mapping.get("layout"), sources, targets, path, mapping.location)
     when = mapping.get("when")
-    cast = mapping.get("cast")
     dtype = mapping.get("dtype")
     return Rule(
         sources,
         targets,
-        _cast(reader, cast, path) if cast is not None else (),
+        operations,
         fill,
         tuple(
             size for item in reader.items(mapping.get("shape"), f"{path}.shape") if (size := _expression(reader, item))
@@ -72,6 +89,10 @@ def read_rule(reader: Reader, node: Node, path: str) -> Rule | None:
         parsed.label if dtype is not None and (parsed := _dtype(reader, dtype)) else None,
         _expression(reader, when) if when is not None else None,
         reader.flag(mapping.get("optional"), f"{path}.optional"),
+        read_block_fills(reader, blocks, f"{path}.fill") if isinstance(blocks, MappingNode) else (),
+        read_block_drops(reader, mapping.get("drop"), f"{path}.drop"),
+        parts,
+        parts_of,
         node.location,
         path,
     )
@@ -84,24 +105,28 @@ def _expression(reader: Reader, node: Node) -> Expression | None:
     return None
 
 
-def _terms(reader: Reader, node: Node | None, path: str) -> tuple[Term, ...]:
+def _terms(reader: Reader, node: Node | None, path: str, inputs: tuple[str, ...] = ()) -> tuple[Term, ...]:
+    """The terms of one side; `inputs` are the names of the tensors of which an operation makes each of them."""
     if node is None:
         return ()
-    if isinstance(node, MappingNode) and not any(node.get(sharing) for sharing in SHARING):
+    is_one = isinstance(node, MappingNode) and bool(inputs) and {key.value for key, _ in node.entries} == {*inputs}
+    if isinstance(node, MappingNode) and not is_one and not any(node.get(sharing) for sharing in SHARING):
         terms = []
         for key, value in node.entries:
             label = str(key.value)
             if not (label.isidentifier() and label.isascii()) or label in ("from", "to", "_"):
                 reader.problem(f"{label!r} can't be a label", key, "use a name such as q")
-            term = _term(reader, value, f"{path}.{label}")
+            term = _term(reader, value, f"{path}.{label}", inputs)
             if term is not None:
                 terms.append(replace(term, label=label))
         return tuple(terms)
-    term = _term(reader, node, path)
+    term = _term(reader, node, path, inputs)
     return (term,) if term is not None else ()
 
 
-def _term(reader: Reader, node: Node, path: str) -> Term | None:
+def _term(reader: Reader, node: Node, path: str, inputs: tuple[str, ...] = ()) -> Term | None:
+    if inputs:
+        return _inputs_term(reader, node, path, inputs)
     if isinstance(node, MappingNode):
         for sharing in SHARING:
             shared = node.get(sharing)
@@ -119,6 +144,21 @@ def _term(reader: Reader, node: Node, path: str) -> Term | None:
     return Term((pattern,)) if pattern is not None else None
 
 
+def _inputs_term(reader: Reader, node: Node, path: str, inputs: tuple[str, ...]) -> Term | None:
+    if not isinstance(node, MappingNode) or {key.value for key, _ in node.entries} != {*inputs}:
+        hint = f"write {{{', '.join(f'{name}: ...' for name in inputs)}}}"
+        reader.problem(f"{path} must give the key of {' and of '.join(inputs)}", node, hint)
+        return None
+    texts = [(name, node.get(name)) for name in inputs]
+    found = []
+    for name, value in texts:
+        text = reader.text(value, f"{path}.{name}")
+        pattern = reader.attempt(parse_pattern, text, value.location if value else None) if text is not None else None
+        if pattern is not None:
+            found.append(pattern)
+    return Term(tuple(found), sharing="inputs") if len(found) == len(inputs) else None
+
+
 def _shared_term(reader: Reader, node: Node, sharing: Sharing, path: str) -> Term | None:
     patterns = []
     for item in reader.items(node, path):
@@ -127,7 +167,7 @@ def _shared_term(reader: Reader, node: Node, sharing: Sharing, path: str) -> Ter
             pattern = reader.attempt(parse_pattern, text, item.location)
             if pattern is not None:
                 patterns.append(pattern)
-    if len(patterns) == 1:
+    if len(patterns) == 1 and (sharing == "tie" or not patterns[0].names()):
         reader.problem(f"{path} has a single key", node, "write it without the list")
     return Term(tuple(patterns), sharing=sharing) if patterns else None
 
@@ -189,32 +229,19 @@ def _dtype(reader: Reader, node: Node) -> DType | None:
         return None
 
 
-def _cast(reader: Reader, node: Node, path: str) -> tuple[Elementwise, ...]:
-    if not isinstance(node, MappingNode):
-        target = _dtype(reader, node)
-        return (Cast(target),) if target else ()
-    reader.known_keys(node, ("from", "to"), f"{path}.cast")
-    before, after = node.get("from"), node.get("to")
-    if before is None or after is None:
-        reader.problem(f"{path}.cast needs 'from' and 'to'", node, "write {from: F16, to: F32}")
-        return ()
-    source, target = _dtype(reader, before), _dtype(reader, after)
-    return (Cast(target, source),) if source and target else ()
-
-
 def _fill(
     reader: Reader, mapping: MappingNode, path: str, sources: tuple[Term, ...], targets: tuple[Term, ...]
 ) -> Fill | None:
     node = mapping.get("fill")
-    if node is None:
+    if node is None or isinstance(node, MappingNode):
         for key in ("shape", "dtype"):
             if (extra := mapping.get(key)) is not None:
-                reader.problem(f"{path}.{key} belongs to 'fill'", extra)
+                reader.problem(f"{path}.{key} belongs to 'fill'" + (" of a whole tensor" if node else ""), extra)
         return None
     value = reader.text(node, f"{path}.fill")
     if value is not None and value not in VALUES:
         reader.problem(f"{path}.fill: {value!r} is no filling", node, f"there are: {', '.join(VALUES)}")
-    for key in ("layout", "cast"):
+    for key in ("layout", "cast", "apply", "drop"):
         if (extra := mapping.get(key)) is not None:
             reader.problem(f"{path}.{key} has no meaning beside 'fill'", extra, "give the 'shape' and 'dtype' to make")
     if bool(sources) == bool(targets):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Self
 
 from converters.errors import MemoryBudgetError
-from converters.plan import Move, Plan, Target
+from converters.operations import Elementwise
+from converters.operations.cast import Cast
+from converters.plan import BlockFill, GeneratedCheck, Move, Plan, Target
 from converters.strided import StridedCopy, indices_within, stretches
 
 COPY_BUFFER = 1 << 20
@@ -32,6 +35,12 @@ SLAB = 2 << 20
 COMPUTED_CHUNK = 256 << 10
 """Elements that an operation works on at once."""
 
+OPERATION_CHUNK = 64 << 10
+"""The same for operations other than a cast, which have more temporaries."""
+
+OPERATION_NBYTES = 80
+"""Bytes that those take for an element: what is read, its order, and up to five arrays in float64."""
+
 COMPUTED_OVERHEAD = 28 * COMPUTED_CHUNK
 """Most bytes that an operation's input, output and temporaries take; see `_computed_memory`."""
 
@@ -43,6 +52,12 @@ LEAST_SHARE = (1 << 20) + COPY_BUFFER + SLAB + COMPUTED_OVERHEAD
 
 MINIMUM_BUDGET = 32_000_000
 """Bytes: room for the libraries, and for one thread."""
+
+MADE_CHUNK = 32 << 10
+"""Elements of a tensor that an operation makes of others which are made at once."""
+
+MAKING_MEMORY = 64 * MADE_CHUNK
+"""Most bytes that making them takes."""
 
 GENERATED_CHUNK = 1 << 16
 """Elements of a tensor without a source that are made at once; they take up to 64 bytes each, in float64 and int64."""
@@ -57,11 +72,12 @@ class RangeJob:
     source_offset: int
     target_offset: int
     nbytes: int
+    making: int = 0
 
     @property
     def memory(self) -> int:
-        """Bytes that it needs at its peak."""
-        return min(self.nbytes, COPY_BUFFER)
+        """Bytes that it needs at its peak; `making` are those that an operation takes to make the source."""
+        return min(self.nbytes, COPY_BUFFER) + self.making
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +89,7 @@ class PanelJob:
     stop: int
     moves: tuple[Move, ...]
     memory: int
+    fills: tuple[BlockFill, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +107,9 @@ class GenerateJob:
 
 
 Job = RangeJob | PanelJob | GenerateJob
+
+Part = Move | BlockFill
+"""What fills a part of a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,23 +169,30 @@ def jobs(plan: Plan, target_index: int, budget: Budget) -> Iterator[Job]:
             yield GenerateJob(target_index, start, min(start + GENERATED_CHUNK, target.info.size))
         return
     bits = target.info.dtype.bits
-    moves = target.moves
+    parts: tuple[Part, ...] = (*target.moves, *target.fills)
     if bits % 8:
-        # The planner has refused whatever would cut a byte in two.
-        moves = tuple(Move(move.source, copy) for move in moves if (copy := byte_copy(move.copy, bits)))
+        # The planner has refused whatever would cut a byte in two, and to fill a part of such a tensor.
+        parts = tuple(Move(move.source, copy) for move in target.moves if (copy := byte_copy(move.copy, bits)))
     width = max(bits, 8) // 8
-    for stretch in stretches(moves, key=lambda move: (move.copy.target_start, move.copy.target_span)):
+    for stretch in stretches(parts, key=_extent):
         first = stretch[0]
-        if len(stretch) == 1 and first.copy.is_range and not target.operations:
-            yield from _range_jobs(target_index, first, width)
+        if len(stretch) == 1 and isinstance(first, Move) and first.copy.is_range and not target.operations:
+            yield from _range_jobs(target_index, first, width, MAKING_MEMORY if plan.is_made(first.source) else 0)
             continue
-        limit = _panel_limit(stretch, target, width, budget)
+        moves = [part for part in stretch if isinstance(part, Move)]
+        limit = _panel_limit(moves, target, width, budget)
         for start, stop, panel in _panels(stretch, max(1, limit // width)):
-            memory = (stop - start) * width + _reading_memory(plan, target, panel, width)
-            yield PanelJob(target_index, start, stop, panel, memory)
+            moves = [part for part in panel if isinstance(part, Move)]
+            memory = (stop - start) * width + _reading_memory(plan, target, moves, width)
+            fills = tuple(part for part in panel if isinstance(part, BlockFill))
+            yield PanelJob(target_index, start, stop, tuple(moves), memory, fills)
 
 
-def _range_jobs(target: int, move: Move, width: int) -> Iterator[RangeJob]:
+def _extent(part: Part) -> tuple[int, int]:
+    return part.copy.target_start, part.copy.target_span
+
+
+def _range_jobs(target: int, move: Move, width: int, making: int) -> Iterator[RangeJob]:
     nbytes = move.copy.size * width
     for start in range(0, nbytes, RANGE_PART):
         yield RangeJob(
@@ -174,6 +201,7 @@ def _range_jobs(target: int, move: Move, width: int) -> Iterator[RangeJob]:
             move.copy.source_start * width + start,
             move.copy.target_start * width + start,
             min(RANGE_PART, nbytes - start),
+            making,
         )
 
 
@@ -187,22 +215,34 @@ def _panel_limit(stretch: Sequence[Move], target: Target, width: int, budget: Bu
 
 def _reading_memory(plan: Plan, target: Target, panel: Sequence[Move], width: int) -> int:
     """Bytes that filling a panel takes beside the panel itself."""
-    if target.operations:
-        return _computed_memory(plan, panel, width)
+    making = MAKING_MEMORY if any(plan.is_made(move.source) for move in panel) else 0
+    if target.operations and panel:
+        return making + _computed_memory(plan, target, panel, width)
     if any(move.copy.run * width < LONG_RUN for move in panel):
-        return min(SLAB, max(move.copy.source_span for move in panel) * width)
-    return 0
+        return making + min(SLAB, max(move.copy.source_span for move in panel) * width)
+    return making
 
 
-def _computed_memory(plan: Plan, panel: Sequence[Move], width: int) -> int:
+def computed_chunk(operations: tuple[Elementwise, ...]) -> int:
+    """Elements that these operations work on at once."""
+    return COMPUTED_CHUNK if _only_casts(operations) else OPERATION_CHUNK
+
+
+def _only_casts(operations: tuple[Elementwise, ...]) -> bool:
+    return all(isinstance(operation, Cast) for operation in operations)
+
+
+def _computed_memory(plan: Plan, target: Target, panel: Sequence[Move], width: int) -> int:
     """A chunk as it is read, in the panel's order, as float32 on the way from float64, rounded, and three masks."""
-    read = max(plan.sources[move.source].info.dtype.bits // 8 for move in panel)
+    if not _only_casts(target.operations):
+        return OPERATION_NBYTES * min(OPERATION_CHUNK, max(move.copy.source_span for move in panel))
+    read = max(plan.tensor(move.source).dtype.bits // 8 for move in panel)
     reordered = 0 if all(move.copy.is_range for move in panel) else read
     elements = min(COMPUTED_CHUNK, max(move.copy.source_span for move in panel))
     return elements * (read + reordered + (4 if read > 4 else 0) + width + 3)  # noqa: PLR2004 - bytes of a float32
 
 
-def _panels(stretch: Sequence[Move], limit: int) -> Iterator[tuple[int, int, tuple[Move, ...]]]:
+def _panels(stretch: Sequence[Part], limit: int) -> Iterator[tuple[int, int, tuple[Part, ...]]]:
     """Cut a stretch into contiguous panels of at most `limit` elements, along the axes that its copies share."""
     start = min(move.copy.target_start for move in stretch)
     stop = max(move.copy.target_start + move.copy.target_span for move in stretch)
@@ -217,21 +257,21 @@ def _panels(stretch: Sequence[Move], limit: int) -> Iterator[tuple[int, int, tup
     step = max(1, limit // stride)
     for first in range(0, count, step):
         last = min(first + step, count)
-        narrowed = [Move(move.source, move.copy.narrow(0, first, last)) for move in stretch]
+        narrowed = [replace(move, copy=move.copy.narrow(0, first, last)) for move in stretch]
         if stride <= limit:
             yield start + first * stride, start + last * stride, tuple(narrowed)
             continue
-        inner = [Move(move.source, _drop_outer(move.copy)) for move in narrowed]
-        for group in stretches(inner, key=lambda move: (move.copy.target_start, move.copy.target_span)):
+        inner = [replace(move, copy=_drop_outer(move.copy)) for move in narrowed]
+        for group in stretches(inner, key=_extent):
             yield from _panels(group, limit)
 
 
 def _window_panels(
-    stretch: Sequence[Move], start: int, stop: int, length: int, limit: int
-) -> Iterator[tuple[int, int, tuple[Move, ...]]]:
+    stretch: Sequence[Part], start: int, stop: int, length: int, limit: int
+) -> Iterator[tuple[int, int, tuple[Part, ...]]]:
     """The panels of a stretch whose copies don't share an outermost axis, window by window as it was proved."""
     for window in range(start, stop, length):
-        inside = []
+        inside: list[Part] = []
         for move in stretch:
             copy = move.copy
             indices = indices_within(
@@ -241,8 +281,8 @@ def _window_panels(
                 raise AssertionError("coverage was proved, so no copy straddles a window")
             first, last = indices
             if first < last:
-                inside.append(Move(move.source, _narrow_outer(copy, first, last)))
-        for group in stretches(inside, key=lambda move: (move.copy.target_start, move.copy.target_span)):
+                inside.append(replace(move, copy=_narrow_outer(copy, first, last)))
+        for group in stretches(inside, key=_extent):
             yield from _panels(group, limit)
 
 
@@ -270,17 +310,27 @@ def peak_memory(plan: Plan, budget: Budget) -> int:
             target.operations,
             target.generator,
             target.info.size,
-            tuple(m.copy for m in target.moves),
+            tuple((move.copy, plan.is_made(move.source)) for move in target.moves),
+            target.fills,
         )
         if key not in seen:
-            seen[key] = heapq.nlargest(budget.threads, (job.memory for job in jobs(plan, index, budget)))
+            memory = (job.memory for job in jobs(plan, index, budget))
+            # What is generated comes in equal parts, of which the first is as large as any.
+            seen[key] = heapq.nlargest(budget.threads, islice(memory, budget.threads) if target.generator else memory)
         if len(largest) < budget.threads or any(memory > largest[-1] for memory in seen[key]):
             largest = heapq.nlargest(budget.threads, [*largest, *seen[key]])
     # Checks are made before anything is written, by one thread.
     checks = [2 * COPY_BUFFER] if plan.equality_checks else []
-    checks += [80 * CHECK_ELEMENTS] if plan.generated_checks else []
+    checks += [80 * CHECK_ELEMENTS + SLAB] if plan.generated_checks else []
     return max(sum(largest), *checks, 0)
 
 
 CHECK_ELEMENTS = 1 << 16
 """Elements of a generated tensor that are made and compared at once."""
+
+
+def check_panels(check: GeneratedCheck) -> Iterator[tuple[int, int, tuple[Move, ...]]]:
+    """What is checked, part by part: its first element and its last plus one, and the moves that bring it."""
+    if check.copy.size:
+        for start, stop, parts in _panels([Move(check.source, check.copy)], CHECK_ELEMENTS):
+            yield start, stop, tuple(part for part in parts if isinstance(part, Move))

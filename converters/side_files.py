@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converters.adapters import ADAPTER_CONFIG, ADAPTER_NAME
+from converters.config_file import CONFIG_SUFFIXES, config_text, load_config
 from converters.errors import ConfigError
+from converters.parts import WEIGHT_SUFFIXES
+from converters.spec import CONFIG_FILE, Side
 from converters.storage.checkpoint import resolve_member
 from converters.storage.files import read_small_file
-from converters.storage.strict_json import StrictJsonError, parse_object
 from converters.text import printable
 
-CONFIG = "config.json"
-MAX_CONFIG_NBYTES = 16_000_000
+PLAIN = Side("")
+"""A side that says nothing of its files: one config.json, and weights that any name may have."""
+
 MAX_CARRIED_NBYTES = 512_000_000
 """Bytes: the largest tokenizers take some tens of megabytes, so more than this is something else."""
 
@@ -28,6 +31,7 @@ _CARRIED_NAMES = frozenset({
     "feature_extractor_config.json",
 })  # fmt: skip
 _CARRIED_STARTS = ("tokenizer", "license", "licence", "notice", "copying", "use_policy")
+_INDEX_SUFFIX = ".index.json"
 _CARRIED_DIRECTORIES = frozenset({"additional_chat_templates"})
 
 
@@ -58,14 +62,15 @@ class SideFiles:
             _write_new(target, data)
 
 
-def find_side_files(root: Path, weights: Sequence[str]) -> SideFiles:
+def find_side_files(root: Path, weights: Sequence[str], side: Side = PLAIN) -> SideFiles:
     """Sort the files of a checkpoint directory; `weights` are those that hold its tensors."""
     if not root.is_dir():
         return SideFiles(root)
     carried, left = [], []
+    folders = {part.directory for part in side.files} | {file.partition("/")[0] for _, file in side.configs}
     for entry in sorted(root.iterdir(), key=lambda path: path.name):
         name = entry.name
-        if name == CONFIG or name in weights or name.endswith(".safetensors.index.json"):
+        if name in {CONFIG_FILE, side.config_file, *folders} or name in weights or name.endswith(_INDEX_SUFFIX):
             continue
         if entry.is_dir():
             inner = [f"{name}/{file.name}" for file in sorted(entry.iterdir()) if file.is_file()]
@@ -80,30 +85,64 @@ def find_side_files(root: Path, weights: Sequence[str]) -> SideFiles:
     return SideFiles(root, tuple(carried), tuple(left))
 
 
-def read_config(path: Path) -> dict[str, Any] | None:
-    """The config.json of a checkpoint (a directory, a file beside its config, or the config itself); None without one.
+def read_config(path: Path, side: Side = PLAIN) -> dict[str, Any] | None:
+    """The config of a checkpoint (a directory, a file beside its config, or the config itself); None without one.
+
+    The config.json of a part in a directory of its own is found under the part's label.
 
     Raises:
-        ConfigError: it isn't a JSON object, or can't be read.
+        ConfigError: it is no mapping in JSON or YAML, or can't be read.
     """
-    if path.suffix == ".json" and not path.name.endswith(".index.json"):
-        config = path
-    else:
-        config = (path if path.is_dir() else path.parent) / CONFIG
-        if not config.exists():
-            return None
-        config = resolve_member(config.parent, CONFIG)
-    where = printable(str(config))
-    try:
-        # Published configs hold Infinity where a bound is open, as Python's json writes it.
-        return parse_object(read_small_file(config, MAX_CONFIG_NBYTES, where), infinite=True)
-    except StrictJsonError as error:
-        raise ConfigError(str(error), where, "config.json must be one JSON object") from None
+    if path.suffix in CONFIG_SUFFIXES and not path.name.endswith(_INDEX_SUFFIX):
+        return load_config(path)
+    root = path if path.is_dir() else path.parent
+    config: dict[str, Any] | None = None if side.config_file else {}
+    if side.config_file:
+        name = side.config_file if (root / side.config_file).exists() else CONFIG_FILE
+        config = load_config(resolve_member(root, name), name) if (root / name).exists() else None
+    for label, inner in _configs_of_parts(side):
+        if (root / inner).exists():
+            config = {**(config or {}), label: load_config(resolve_member(root, inner))}
+    return config
 
 
-def write_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json as transformers does: two spaces, sorted keys, a newline."""
-    _write_new(directory / CONFIG, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+def _configs_of_parts(side: Side) -> list[tuple[str, str]]:
+    """The label and the file of each config that isn't the main one."""
+    beside = [(part.label, f"{part.directory}/{CONFIG_FILE}") for part in side.files if part.directory]
+    return [*beside, *side.configs]
+
+
+def read_adapter_config(path: Path) -> dict[str, Any] | None:
+    """The adapter_config.json of a PEFT adapter (its directory, or its file); None where it is something else.
+
+    Raises:
+        ConfigError: there is none beside the adapter's weights, or it isn't a JSON object.
+    """
+    root = path if path.is_dir() else path.parent
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    weights = [name for name in names if name.startswith(f"{ADAPTER_NAME}.") and name.endswith(WEIGHT_SUFFIXES)]
+    if not weights:
+        return None
+    if not (root / ADAPTER_CONFIG).exists():
+        what = f"{printable(weights[0])} is an adapter, and there is no {ADAPTER_CONFIG} beside it"
+        raise ConfigError(what, printable(str(root)), f"download {ADAPTER_CONFIG}, too")
+    return load_config(resolve_member(root, ADAPTER_CONFIG))
+
+
+def write_config(directory: Path, config: Mapping[str, Any], side: Side = PLAIN) -> None:
+    """Write the config under the name that the layout gives it; that of a part goes to its directory."""
+    rest = dict(config)
+    for label, file in _configs_of_parts(side):
+        inner = rest.pop(label, None)
+        if inner is not None:
+            (directory / file).parent.mkdir(parents=True, exist_ok=True)
+            _write_config_file(directory / file, inner)
+    if side.config_file and (rest or not side.files):
+        _write_config_file(directory / side.config_file, rest)
+
+
+def _write_config_file(path: Path, config: Mapping[str, Any]) -> None:
+    _write_new(path, config_text(path.name, config).encode())
 
 
 def _write_new(path: Path, data: bytes) -> None:

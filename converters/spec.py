@@ -11,20 +11,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from converters.config_mapping import ConfigMapping
 from converters.dims import Expression
 from converters.errors import Location, Problem, SpecError
 from converters.layout import WHOLE, Layout
-from converters.operations import Elementwise, OneWay
+from converters.operations import Elementwise, OneWay, Operation, TensorOperation
 from converters.operations.fill import Fill
-from converters.pattern import KeyPattern, Kind
+from converters.parts import Part
+from converters.pattern import KeyPattern, Kind, swap_kind
 
 LANGUAGE_VERSION = 1
 
-Sharing = Literal["one", "copy", "tie"]
+CONFIG_FILE = "config.json"
+"""What nearly every layout calls its config."""
+
+Sharing = Literal["one", "copy", "tie", "inputs"]
 """How a term's keys share one tensor.
 
 `one`: there is one key. `copy`: every key holds it; reading demands that all are there and equal. `tie`: a checkpoint
-stores it once, under the first key; reading takes whichever are there and demands that they are equal.
+stores it once, under the first key; reading takes whichever are there and demands that they are equal. `inputs`: each
+key holds one of the tensors that make it up, in the order of `Rule.inputs`.
 """
 
 
@@ -37,8 +43,12 @@ class Term:
     layout: Layout = WHOLE
     sharing: Sharing = "one"
 
+    def swap_configs(self) -> Term:
+        """The term with `config` and `target_config` exchanged in its keys."""
+        return replace(self, keys=tuple(key.swap_configs() for key in self.keys))
+
     def __str__(self) -> str:
-        keys = " = ".join(map(str, self.keys))
+        keys = (" + " if self.sharing == "inputs" else " = ").join(map(str, self.keys))
         return f"{self.label}: {keys}" if self.label else keys
 
 
@@ -49,23 +59,50 @@ class Rule:
     Without source terms the targets are made by `fill`; without target terms the sources must hold what `fill` makes.
 
     Attributes:
+        operations: in the order of the way there. Only the first can be a `TensorOperation`.
         dtype: of the tensors that `fill` makes: a dtype's name, or None for the dtype of the tensors around.
         shape: of the tensors that `fill` makes, as expressions over `dims`.
         when: a condition on the config; where it is false the rule is off.
         optional: whether its keys may be absent.
+        filled: blocks that only one side has, by label: made when it is the target, compared when it is the source.
+        dropped: blocks that only the source has, by label, and why they can be left out.
+        parts: where every term is several tensors: what a spec calls them, the elements first, then the grids that lie
+            over them, each with the size of a block along each dimension of a source, or of a target with `parts_of`.
         location: where it stands in the YAML.
     """
 
     sources: tuple[Term, ...]
     targets: tuple[Term, ...]
-    operations: tuple[Elementwise, ...] = ()
+    operations: tuple[Operation, ...] = ()
     fill: Fill | None = None
     shape: tuple[Expression, ...] = ()
     dtype: str | None = None
     when: Expression | None = None
     optional: bool = False
+    filled: tuple[tuple[str, Fill], ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
+    parts: tuple[tuple[str, tuple[Expression, ...]], ...] = ()
+    parts_of: Literal["from", "to"] = "from"
     location: Location | None = field(default=None, compare=False)
     path: str = field(default="", compare=False)
+
+    @property
+    def tensor_operation(self) -> TensorOperation | None:
+        """What makes the tensors that its layouts see, of those under the source's keys; None without."""
+        first = self.operations[0] if self.operations else None
+        return first if isinstance(first, TensorOperation) else None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What a spec calls the tensors that make up each source term; empty where it is a single one."""
+        if self.parts:
+            return tuple(name for name, _ in self.parts)
+        return self.tensor_operation.inputs if self.tensor_operation is not None else ()
+
+    @property
+    def elementwise(self) -> tuple[Elementwise, ...]:
+        """What each value goes through."""
+        return tuple(operation for operation in self.operations if isinstance(operation, Elementwise))
 
     @property
     def text(self) -> str:
@@ -75,11 +112,11 @@ class Rule:
 
     @property
     def kind(self) -> str:
-        """What it does, in a word: `rename`, `layout`, `copy`, `tie`, `cast` or `fill`."""
+        """What it does, in a word: `rename`, `layout`, `copy`, `tie`, `fill`, or the name of its first operation."""
         if self.fill is not None:
             return "fill"
         if self.operations:
-            return "cast"
+            return self.operations[0].name
         terms = (*self.sources, *self.targets)
         for sharing in ("copy", "tie"):
             if any(term.sharing == sharing for term in terms):
@@ -89,28 +126,33 @@ class Rule:
     @property
     def exactness(self) -> str:
         """`exact`, `approximate` or `one-way`: what is left of the source after the way there and back."""
-        found = {operation.exactness for operation in self.operations}
-        return next((grade for grade in ("one-way", "approximate") if grade in found), "exact")
+        return "one-way" if self.dropped else weakest(operation.exactness for operation in self.operations)
 
     def inverse(self) -> Rule:
         """The rule for the way back; `rule.inverse().inverse() == rule`.
 
         Raises:
-            SpecError: an operation has no inverse; the message says why.
+            SpecError: an operation has no inverse, or a block is dropped; the message says why.
         """
+        one_way = f"{self.path}: this rule is one-way: {self.text}"
+        if self.dropped:
+            reasons = "; ".join(f"block '{label}' is dropped: {reason}" for label, reason in self.dropped)
+            raise SpecError(one_way, self.location, reasons)
         operations = []
         for operation in reversed(self.operations):
             inverse = operation.inverse()
             if isinstance(inverse, OneWay):
-                raise SpecError(f"{self.path}: this rule is one-way: {self.text}", self.location, inverse.reason)
+                raise SpecError(one_way, self.location, inverse.reason)
             operations.append(inverse)
         return replace(
             self,
-            sources=self.targets,
-            targets=self.sources,
+            sources=tuple(term.swap_configs() for term in self.targets),
+            targets=tuple(term.swap_configs() for term in self.sources),
             operations=tuple(operations),
             when=self.when.swap_configs() if self.when else None,
             shape=tuple(size.swap_configs() for size in self.shape),
+            parts=tuple((name, tuple(size.swap_configs() for size in block)) for name, block in self.parts),
+            parts_of="to" if self.parts and self.parts_of == "from" else "from",
         )
 
 
@@ -132,45 +174,20 @@ class Side:
         config: what its config.json says: checked when reading, written when writing.
         strip_prefix: prefixes that training wrappers add to keys, taken off when reading.
         drop: keys that are left out when reading.
+        files: where each file has a name of its own, what it is called; its keys begin with its label then.
+        config_file: the name of its config; empty where the layout has none.
+        file: the one file that its weights are always in; empty where any name will do, and several files.
+        configs: further configs, by the name under which the spec reaches their keys, and their files.
     """
 
     layout: str
     config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     strip_prefix: tuple[str, ...] = ()
     drop: tuple[Drop, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigSide:
-    """What one side's config.json has beyond the keys that both share.
-
-    Attributes:
-        set: values that are written to it, and not carried from it.
-        derive: values that are computed from the other side's config when writing it.
-        default: likewise, but only where no value is carried; what it computes isn't checked on the way back.
-        delete: keys that are left out when reading it, with reasons.
-    """
-
-    set: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    derive: Mapping[str, Expression] = field(default_factory=dict, hash=False)
-    default: Mapping[str, Expression] = field(default_factory=dict, hash=False)
-    delete: Mapping[str, str] = field(default_factory=dict, hash=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigMapping:
-    """How the source's config.json becomes the target's; keys that nothing names are carried as they are.
-
-    `rename` pairs dotted paths of the source's config with those of the target's.
-    """
-
-    rename: tuple[tuple[str, str], ...] = ()
-    source: ConfigSide = ConfigSide()
-    target: ConfigSide = ConfigSide()
-
-    def inverse(self) -> ConfigMapping:
-        """The mapping for the way back."""
-        return ConfigMapping(tuple((new, old) for old, new in self.rename), self.target, self.source)
+    files: tuple[Part, ...] = ()
+    config_file: str = CONFIG_FILE
+    file: str = ""
+    configs: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +200,32 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Proof:
+    """What a spec's two sides were compared with; it changes nothing of what is converted.
+
+    Attributes:
+        oracles: implementations of the layouts that whoever wrote the spec didn't write.
+        compares: what of them must agree, such as `logits`.
+        tolerance: by how much at most, as an absolute difference in float32.
+    """
+
+    oracles: tuple[str, ...]
+    compares: str
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
 class Dim:
-    """A named integer."""
+    """A named integer.
+
+    Attributes:
+        from_keys: it is how many indices a placeholder has in the source's keys, whose range it ends; `value` is only
+            for the way on which the source's keys don't have that placeholder.
+    """
 
     name: str
     value: Expression
+    from_keys: bool = field(default=False, kw_only=True)
     location: Location | None = field(default=None, compare=False)
 
 
@@ -196,6 +234,7 @@ class Spec:
     """A mapping spec; `inverse` gives the way back.
 
     Attributes:
+        models: names that people know the models of these layouts by.
         digest: sha256 of the YAML it came from, in hexadecimal.
         reverse: whether it is the inverse of what the YAML says.
     """
@@ -209,6 +248,8 @@ class Spec:
     config: ConfigMapping | None = None
     notes: tuple[Note, ...] = ()
     description: str = ""
+    models: tuple[str, ...] = ()
+    proof: Proof | None = None
     path: str = field(default="", compare=False)
     digest: str = field(default="", compare=False)
     reverse: bool = field(default=False, compare=False)
@@ -234,6 +275,7 @@ class Spec:
             target=self.source,
             rules=tuple(rules),
             dims=tuple(replace(dim, value=dim.value.swap_configs()) for dim in self.dims),
+            placeholders=tuple((name, swap_kind(kind)) for name, kind in self.placeholders),
             config=self.config.inverse() if self.config else None,
             notes=tuple(replace(note, when=note.when.swap_configs() if note.when else None) for note in self.notes),
             reverse=not self.reverse,

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from converters.config_mapping import ConfigMapping, ConfigSide
 from converters.dims import Expression, is_dim_name, parse_expression
 from converters.errors import Location, Problem, SpecError
+from converters.parts import Part, parse_config_entry, parse_part
 from converters.pattern import Kind, parse_kind
 from converters.rule_file import read_rename, read_rule
-from converters.spec import (
-    LANGUAGE_VERSION,
-    ConfigMapping,
-    ConfigSide,
-    Dim,
-    Drop,
-    Note,
-    Rule,
-    Side,
-    Spec,
-    digest_of,
-)
+from converters.spec import CONFIG_FILE, LANGUAGE_VERSION, Dim, Drop, Note, Rule, Side, Spec, digest_of
 from converters.spec_check import check_spec
 from converters.spec_nodes import Reader
+from converters.spec_proof import read_proof
 from converters.yaml_nodes import MappingNode, Node, ScalarNode, load_yaml, read_yaml_bytes, to_plain
 
 TOP = (
     "weightmap",
     "name",
     "description",
+    "models",
+    "proof",
     "source",
     "target",
     "strip_prefix",
@@ -39,6 +34,9 @@ TOP = (
     "config",
     "notes",
 )
+
+
+SIDE = ("layout", "config", "config_file", "file", "files", "strip_prefix", "drop")
 
 
 def load_spec_file(path: Path) -> Spec:
@@ -83,7 +81,7 @@ class _Parser:
         source, target = self._side(top, "source"), self._side(top, "target")
         drop = self._drop(top.get("drop"))
         strip = self.reader.texts(top.get("strip_prefix"), "strip_prefix")
-        source = Side(source.layout, source.config, source.strip_prefix + strip, source.drop + drop)
+        source = replace(source, strip_prefix=source.strip_prefix + strip, drop=source.drop + drop)
         dims = self._dims(top.get("dims"))
         names = frozenset(dim.name for dim in dims)
         rules: list[Rule] = []
@@ -108,6 +106,8 @@ class _Parser:
             config=self._config(top.get("config")),
             notes=self._notes(top.get("notes")),
             description=self.reader.text(top.get("description"), "description") or "",
+            models=self.reader.texts(top.get("models"), "models"),
+            proof=read_proof(self.reader, top.get("proof")),
             path=path,
             digest=digest,
         )
@@ -129,7 +129,7 @@ class _Parser:
         mapping = self.reader.mapping(node, name)
         if mapping is None:
             return Side("")
-        self.reader.known_keys(mapping, ("layout", "config", "strip_prefix", "drop"), name)
+        self.reader.known_keys(mapping, SIDE, name)
         layout = self.reader.text(mapping.get("layout"), f"{name}.layout")
         if layout is None:
             self.reader.problem(f"'{name}.layout' is missing", mapping, "name the layout, such as hf/phi")
@@ -141,7 +141,48 @@ class _Parser:
             plain if isinstance(plain, dict) else {},
             self.reader.texts(mapping.get("strip_prefix"), f"{name}.strip_prefix"),
             self._drop(mapping.get("drop")),
+            self._parts(mapping.get("files"), f"{name}.files"),
+            self._config_file(mapping.get("config_file"), f"{name}.config_file"),
+            self._file(mapping.get("file"), f"{name}.file"),
+            self._configs(mapping.get("files"), f"{name}.files"),
         )
+
+    def _file(self, node: Node | None, what: str) -> str:
+        name = self.reader.text(node, what)
+        part = self.reader.attempt(parse_part, "file", name, node.location) if node is not None and name else None
+        return part.file_text if part is not None else ""
+
+    def _configs(self, node: Node | None, what: str) -> tuple[tuple[str, str], ...]:
+        """The files that hold no weights."""
+        found = (
+            self.reader.attempt(parse_config_entry, str(key.value), value.text, value.location)
+            for key, value in self.reader.entries(node, what)
+            if isinstance(value, ScalarNode) and value.text.endswith(".json")
+        )
+        return tuple(entry for entry in found if entry is not None)
+
+    def _parts(self, node: Node | None, what: str) -> tuple[Part, ...]:
+        parts = []
+        for key, value in self.reader.entries(node, what):
+            if isinstance(value, ScalarNode) and value.text.endswith(".json"):
+                continue
+            file = self.reader.text(value, f"{what}.{key.text}")
+            part = self.reader.attempt(parse_part, str(key.value), file, value.location) if file else None
+            if part is not None:
+                parts.append(part)
+        if node is not None and sum(part.numbered for part in parts) > 1:
+            self.reader.problem(f"{what}: only one of the files can have a placeholder", node)
+        return tuple(parts)
+
+    def _config_file(self, node: Node | None, what: str) -> str:
+        if isinstance(node, ScalarNode) and node.value is None:
+            return ""
+        name = self.reader.text(node, what)
+        # It is read from the one directory and written into the other, so it must not lead out of them.
+        plain = name is not None and name.isprintable() and not name.startswith(".") and not set(name) & {"/", "\\"}
+        if node is not None and name is not None and not (plain and name.endswith((".json", ".yaml", ".yml"))):
+            self.reader.problem(f"{what} must be the name of a file that ends in .json or .yaml", node)
+        return name or CONFIG_FILE
 
     def _drop(self, node: Node | None) -> tuple[Drop, ...]:
         drops = []
@@ -168,10 +209,23 @@ class _Parser:
             name = str(key.value)
             if not is_dim_name(name):
                 self.reader.problem(f"{name!r} is no name for a dim", key, "use a name such as H or head_dim")
-            expression = self._expression(value, f"dims.{name}")
+            if isinstance(value, MappingNode):
+                dims.append(self._dim_from_keys(value, name))
+                continue
+            told_by_tensors = isinstance(value, ScalarNode) and value.value is None
+            expression = parse_expression("null") if told_by_tensors else self._expression(value, f"dims.{name}")
             if expression is not None:
                 dims.append(Dim(name, expression, value.location))
         return tuple(dims)
+
+    def _dim_from_keys(self, mapping: MappingNode, name: str) -> Dim:
+        """A dim that is written `{from: keys, default: 1}`."""
+        self.reader.known_keys(mapping, ("from", "default"), f"dims.{name}")
+        if self.reader.text(mapping.get("from"), f"dims.{name}.from") != "keys":
+            self.reader.problem(f"dims.{name} can be a number, an expression, or {{from: keys, default: 1}}", mapping)
+        default = mapping.get("default")
+        expression = self._expression(default, f"dims.{name}.default") if default is not None else None
+        return Dim(name, expression or parse_expression("null"), mapping.location, from_keys=True)
 
     def _placeholders(self, node: Node | None, dims: frozenset[str]) -> tuple[tuple[str, Kind], ...]:
         kinds = []
@@ -211,7 +265,7 @@ class _Parser:
         mapping = self.reader.mapping(node, f"config.{name}")
         if mapping is None:
             return ConfigSide()
-        self.reader.known_keys(mapping, ("set", "derive", "default", "delete"), f"config.{name}")
+        self.reader.known_keys(mapping, ("set", "derive", "default", "delete", "carry_under"), f"config.{name}")
         derive = self._expressions(mapping.get("derive"), f"config.{name}.derive")
         default = self._expressions(mapping.get("default"), f"config.{name}.default")
         delete = {}
@@ -225,7 +279,8 @@ class _Parser:
             str(key.value): to_plain(value)
             for key, value in self.reader.entries(mapping.get("set"), f"config.{name}.set")
         }
-        return ConfigSide(values, derive, default, delete)
+        carry_under = self.reader.text(mapping.get("carry_under"), f"config.{name}.carry_under")
+        return ConfigSide(values, derive, default, delete, carry_under or "")
 
     def _expressions(self, node: Node | None, what: str) -> dict[str, Expression]:
         found = {}

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from converters.config_mapping import ConfigMapping, ConfigSide
 from converters.errors import SpecError
 from converters.expressions import Expression, Literal
 from converters.layout import WHOLE
-from converters.operations import Elementwise
+from converters.operations import Operation
 from converters.operations.cast import Cast
-from converters.spec import LANGUAGE_VERSION, ConfigMapping, ConfigSide, Drop, Note, Rule, Side, Spec, Term
+from converters.operations.registry import operation_to_json
+from converters.spec import CONFIG_FILE, LANGUAGE_VERSION, Dim, Drop, Note, Proof, Rule, Side, Spec, Term
 from converters.yaml_dump import dump_yaml
 
 Data = dict[str, Any]
@@ -31,11 +33,13 @@ def spec_to_yaml(spec: Spec) -> str:
             "weightmap": LANGUAGE_VERSION,
             "name": spec.name,
             **({"description": spec.description} if spec.description else {}),
+            **({"models": list(spec.models)} if spec.models else {}),
+            **({"proof": _proof(spec.proof)} if spec.proof is not None else {}),
         },
         {"source": _side(spec.source, with_drop=False), "target": _side(spec.target, with_drop=True)},
     ]
     if spec.dims:
-        sections.append({"dims": _mapping("dims", ((dim.name, _expression(dim.value)) for dim in spec.dims))})
+        sections.append({"dims": _mapping("dims", ((dim.name, _dim(dim)) for dim in spec.dims))})
     if spec.placeholders:
         kinds = ((name, str(kind)) for name, kind in spec.placeholders)
         sections.append({"placeholders": _mapping("placeholders", kinds)})
@@ -56,10 +60,28 @@ def spec_to_yaml(spec: Spec) -> str:
         raise SpecError(f"the spec {spec.name} has no spelling as YAML: {error}", spec.path or None) from None
 
 
+def _proof(proof: Proof) -> Data:
+    return {"oracles": list(proof.oracles), "compares": proof.compares, "tolerance": proof.tolerance}
+
+
+def _dim(dim: Dim) -> object:
+    if not dim.from_keys:
+        return _expression(dim.value)
+    unknown = isinstance(dim.value, Literal) and dim.value.value is None
+    return {"from": "keys"} if unknown else {"from": "keys", "default": _expression(dim.value)}
+
+
 def _side(side: Side, *, with_drop: bool) -> Data:
     data: Data = {"layout": side.layout}
     if side.config:
         data["config"] = dict(side.config)
+    if side.config_file != CONFIG_FILE:
+        data["config_file"] = side.config_file or None
+    if side.file:
+        data["file"] = side.file
+    if side.files or side.configs:
+        files = ((part.label_text, part.file_text) for part in side.files)
+        data["files"] = _mapping("files", (*files, *side.configs))
     if side.strip_prefix:
         data["strip_prefix"] = list(side.strip_prefix)
     if with_drop and side.drop:
@@ -92,20 +114,21 @@ def _rule(rule: Rule) -> Data:
     if rule.fill is not None:
         data["fill"] = rule.fill.value
     if rule.sources:
-        data["from"] = _terms(rule.sources)
+        data["from"] = _terms(rule.sources, rule.inputs)
     if rule.targets:
         target = rule.targets[0]
-        if len(rule.targets) == 1 and target.label is None and target.sharing != "one":
+        if len(rule.targets) == 1 and target.label is None and target.sharing in ("copy", "tie"):
             data[target.sharing] = [str(key) for key in target.keys]
         else:
-            data["to"] = _terms(rule.targets)
+            data["to"] = _terms(rule.targets, rule.inputs)
     if rule.shape:
         data["shape"] = [_expression(size) for size in rule.shape]
     if rule.dtype is not None:
         data["dtype"] = rule.dtype
     data.update(_layout(rule))
+    data.update(_blocks(rule))
     if rule.operations:
-        data["cast"] = _cast(rule.operations)
+        data.update(_operations(rule.operations))
     if rule.when is not None:
         data["when"] = _expression(rule.when)
     if rule.optional:
@@ -113,15 +136,31 @@ def _rule(rule: Rule) -> Data:
     return data
 
 
-def _terms(terms: tuple[Term, ...]) -> object:
+def _blocks(rule: Rule) -> Data:
+    """What a rule says of single blocks of its layouts, and of the blocks of a grid."""
+    data: Data = {}
+    if rule.filled:
+        data["fill"] = _mapping("fill", ((label, fill.value) for label, fill in rule.filled))
+    if rule.dropped:
+        data["drop"] = _mapping("drop", rule.dropped)
+    if rule.parts:
+        blocks = [(name, [_expression(size) for size in block]) for name, block in rule.parts[1:]]
+        turned = rule.parts_of == "to"
+        data["grid"] = _mapping("grid", ((name, {"to": block} if turned else block) for name, block in blocks))
+    return data
+
+
+def _terms(terms: tuple[Term, ...], inputs: tuple[str, ...] = ()) -> object:
     if len(terms) == 1 and terms[0].label is None:
-        return _keys(terms[0])
-    return _mapping("terms", ((term.label or "", _keys(term)) for term in terms))
+        return _keys(terms[0], inputs)
+    return _mapping("terms", ((term.label or "", _keys(term, inputs)) for term in terms))
 
 
-def _keys(term: Term) -> object:
+def _keys(term: Term, inputs: tuple[str, ...]) -> object:
     if term.sharing == "one":
         return str(term.keys[0])
+    if term.sharing == "inputs":
+        return _mapping("inputs", zip(inputs, map(str, term.keys), strict=True))
     return {term.sharing: [str(key) for key in term.keys]}
 
 
@@ -140,13 +179,12 @@ def _layout(rule: Rule) -> Data:
     return {"layout": _mapping("layout", ((name, str(term.layout)) for name, term in named))}
 
 
-def _cast(operations: tuple[Elementwise, ...]) -> object:
+def _operations(operations: tuple[Operation, ...]) -> Data:
     only = operations[0]
-    if len(operations) > 1 or not isinstance(only, Cast):
-        raise SpecError("only a single cast can be written as YAML")
-    if only.source is None:
-        return only.target.label
-    return {"from": only.source.label, "to": only.target.label}
+    if len(operations) == 1 and isinstance(only, Cast):
+        return {"cast": only.options() if only.source is not None else only.target.label}
+    written = [operation_to_json(operation) for operation in operations]
+    return {"apply": written if len(written) > 1 else written[0]}
 
 
 def _config(config: ConfigMapping) -> Data:
@@ -168,6 +206,8 @@ def _config_side(side: ConfigSide) -> Data:
             data[section] = {key: _expression(value) for key, value in expressions.items()}
     if side.delete:
         data["delete"] = dict(side.delete)
+    if side.carry_under:
+        data["carry_under"] = side.carry_under
     return data
 
 

@@ -9,7 +9,7 @@ import itertools
 
 import torch
 
-from tests.strategies import Case, TermCase
+from tests.strategies import PAD, Case, TermCase
 
 
 def block_size(items: list, sizes: dict[str, int]) -> int:
@@ -106,7 +106,8 @@ def evaluate(case: Case, sources: dict[str, torch.Tensor]) -> dict[str, torch.Te
     for term, key, at, instance in tensors_of(case, case.targets):
         target = torch.empty(shape_of(term, case.sizes), dtype=any_tensor.dtype)
         for index in itertools.product(*(range(size) for size in target.shape)):
-            target[index] = elements[instance, _unlabel(coordinates(term, index, at, case.sizes), case)]
+            place = coordinates(term, index, at, case.sizes)
+            target[index] = 0 if ("label", PAD) in place else elements[instance, _unlabel(place, case)]
         targets[key] = target
     return targets
 

@@ -27,6 +27,10 @@ DTYPES = [
 ]
 
 
+PAD = "pad"
+"""A block that only the targets have, and its axis."""
+
+
 @dataclass(frozen=True)
 class TermCase:
     """One tensor family: its label (None where fused), its key, and its layout as nested lists.
@@ -47,7 +51,8 @@ class TermCase:
 class Case:
     """A spec and the sizes of its axes; `leaves` gives the axes of each label.
 
-    The axis `number` is written as its size. With `in_parts` each label has a rule, that leaves the others out.
+    The axis `number` is written as its size. With `in_parts` each label has a rule, that leaves the others out. A block
+    `PAD` of a target holds zeros, and no source has it.
     """
 
     sizes: dict[str, int]
@@ -71,8 +76,12 @@ class Case:
         if in_keys:
             lines.append("placeholders: {" + ", ".join(f"{axis}: 0..N_{axis}" for axis in in_keys) + "}")
         lines.append("rules:")
-        for labels in [[label] for label in self.leaves] if self.in_parts else [list(self.leaves)]:
-            lines.extend(self._rule(labels))
+        rules = [[label] for label in self.leaves] if self.in_parts else [list(self.leaves)]
+        padded = PAD in self.sizes
+        for number, labels in enumerate(rules):
+            lines.extend(self._rule([*labels, PAD] if padded and number == 0 else labels))
+            if padded and number == 0:
+                lines.append(f"    fill: {{{PAD}: zeros}}")
         return "\n".join(lines) + "\n"
 
     def _rule(self, labels: list[str]) -> list[str]:
@@ -168,6 +177,13 @@ def cases(draw: st.DrawFn) -> Case:
     }
     first = draw(st.integers(0, 3))
     dtype = draw(st.sampled_from(DTYPES))
+    if draw(st.integers(0, 2)) == 0 and dtype is not DType.C64 and (blocks := _blocks_of(targets[0].dims)) is not None:
+        # The block is given a place among the others, and its size by name.
+        items = list(blocks.items())
+        items.insert(draw(st.integers(0, len(items))), (PAD, [PAD]))
+        blocks.clear()
+        blocks.update(items)
+        sizes[PAD] = dims[PAD] = draw(st.integers(0, 3))
     return Case(sizes, leaves, draw(st.integers(1, 2)), first, sources, targets, dims, dtype, number, in_parts)
 
 
@@ -176,6 +192,15 @@ def _with_rest(draw: st.DrawFn, term: TermCase, rest: tuple[str, ...]) -> TermCa
     dims = list(term.dims)
     dims.insert(draw(st.integers(0, len(dims))), rest)
     return replace(term, dims=dims)
+
+
+def _blocks_of(dims: list) -> dict | None:
+    """The blocks of a fused term, wherever they lie."""
+    for item in dims:
+        found = item if isinstance(item, dict) else _blocks_of(item) if isinstance(item, list) else None
+        if found is not None:
+            return found
+    return None
 
 
 def _size(axes: tuple[str, ...], sizes: dict[str, int]) -> int:

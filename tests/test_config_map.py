@@ -118,4 +118,39 @@ def test_values_set_by_the_user_have_the_last_word() -> None:
 def test_the_dtype_that_a_cast_leaves() -> None:
     assert with_dtype({"torch_dtype": "float32", "x": 1}, DType.BF16) == {"torch_dtype": "bfloat16", "x": 1}
     assert with_dtype({"dtype": "float32"}, DType.F16) == {"dtype": "float16"}
+    nested = {"text_config": {"dtype": "float32", "y": [1]}}
+    assert with_dtype(nested, DType.F16) == {"text_config": {"dtype": "float16", "y": [1]}}
+    assert nested == {"text_config": {"dtype": "float32", "y": [1]}}
     assert with_dtype({}, DType.F16) == {}
+
+
+HELD = """
+rename: {a: b}
+config:
+  rename: {hidden: width, depth: depth}
+  source: {derive: {act: config.inner.act}}
+  target:
+    derive: {inner.act: config.act, double: 2 * config.hidden}
+    delete: {inner.org: says where it was found}
+    carry_under: inner
+"""
+
+
+def test_a_side_that_keeps_the_others_keys_in_a_place_of_their_own() -> None:
+    source = {"hidden": 8, "depth": 3, "act": "gelu", "rope": {"theta": 1e4}, "dtype": "float32"}
+    inner = {"act": "gelu", "rope": {"theta": 1e4}, "dtype": "float32"}
+    target = {"width": 8, "depth": 3, "double": 16, "inner": inner}
+    assert map_there(source, HELD) == target
+    back = map_there({**target, "inner": {**inner, "org": "someone"}}, HELD, reverse=True)
+    assert back == source
+    assert map_there({"hidden": 8}, HELD) == {"width": 8, "double": 16}
+    assert map_there({"width": 8, "inner": None}, HELD, reverse=True) == {"hidden": 8}
+
+
+def test_keys_from_a_place_of_their_own_meet_others() -> None:
+    with pytest.raises(ConfigError, match=r"inner\.rope becomes rope, but the config has a rope already"):
+        map_there({"width": 8, "rope": 1, "inner": {"rope": 2}}, HELD, reverse=True)
+    with pytest.raises(ConfigError, match="inner is 3, and should hold the keys of the other side's config"):
+        map_there({"width": 8, "inner": 3}, HELD, reverse=True)
+    with pytest.raises(ConfigError, match=r"config\.rename: width becomes hidden, but the config has a hidden already"):
+        map_there({"width": 8, "inner": {"hidden": 2}}, HELD, reverse=True)

@@ -58,6 +58,9 @@ def refusal(text: str, names: dict[str, Value] | None = None) -> str:
         ("config.model_type == 'phi' and H == 32", True),
         ('config.model_type in config.layer_types or "full" in config.layer_types', True),
         ("'full' not in config.layer_types", False),
+        ("config.layer_types[1] == 'sliding'", True),
+        ("config.layer_types[H - 32]", "full"),
+        ("config.layer_types[config.absent or 0]", "full"),
         ("not 'x' in config.layer_types", True),
         ("2 + 3 * 4 - 1", 13),
         ("(2 + 3) * 4", 20),
@@ -192,7 +195,10 @@ def test_a_config_may_hold_any_number(number: float) -> None:
         ("True", "column 1: expected a name, a config key, a number, a text or '(', got 'True'"),
         ("config", "column 7: expected '.' and a key, got the end"),
         ("config.", "column 8: expected the name of a key, got the end"),
-        ("config.layers[0]", "column 14: expected an operator or the end, got '['"),
+        ("H[0]", "column 2: expected an operator or the end, got '['"),
+        ("config.layers[", "column 15: expected a name, a config key, a number, a text or '(', got the end"),
+        ("config.layers[0", "column 16: expected ']' for the '[' at column 14, got the end"),
+        ("config.layers[]", "column 15: expected a name, a config key, a number, a text or '(', got ']'"),
         ("a.b", "column 2: expected an operator or the end, got '.'"),
         ("__import__('os')", "column 11: expected an operator or the end, got '('"),
         ("int 3", "column 5: expected '(', got '3'"),
@@ -491,3 +497,28 @@ def test_a_chain_of_thousands() -> None:
     assert dims_of({**texts, "A5000": "7"}).values["A0"] == 7
     assert dims_of({**texts, "A5000": "config.x"}).reasons["A0"] == "A5000 is not known: config.x is not in config.json"
     assert "depends on itself: A0 -> A1" in dims_refusal({**texts, "A5000": "A0"})
+
+
+# Items of lists
+
+
+def test_an_item_that_a_list_does_not_have_is_unresolved() -> None:
+    found = value("config.layer_types[2] == 'full'")
+    assert isinstance(found, Unresolved)
+    assert found.reason == "config.layer_types[2]: the list has 2 items, and none with the number 2"
+    assert isinstance(value("config.layer_types[-1]"), Unresolved)
+    missing = value("config.absent_types[0]")
+    assert isinstance(missing, Unresolved)
+    assert missing.reason == "config.absent_types is not in config.json"
+
+
+def test_only_lists_have_items() -> None:
+    assert "config.model_type[0]: the text 'phi' is no list" in refusal("config.model_type[0]")
+    assert "is no whole number" in refusal("config.layer_types['full']")
+
+
+def test_an_item_is_of_the_other_config_on_the_way_back() -> None:
+    turned = parse_expression("config.layer_types[i] == 'full'").swap_configs()
+    assert str(turned) == "target_config.layer_types[i] == 'full'"
+    assert turned.names() == {"i"}
+    assert turned.evaluate({"i": 0}, None, CONFIG) is True

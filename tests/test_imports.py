@@ -15,6 +15,7 @@ import converters
 
 ROOT = Path(converters.__file__).parent
 LEFT = [
+    "adapters",
     "errors",
     "tensor_info",
     "text",
@@ -26,10 +27,12 @@ LEFT = [
     "pattern",
     "index_form",
     "keys",
+    "index_sets",
     "layout",
     "axis_sizes",
     "axis_merge",
     "leaves",
+    "grid",
     "operands",
     "lowering",
     "strided",
@@ -37,18 +40,28 @@ LEFT = [
     "spec_nodes",
     "spec_file",
     "spec_check",
+    "spec_proof",
     "spec_yaml",
     "rule_file",
+    "rule_operations",
     "config_map",
+    "config_mapping",
     "bind",
     "matching",
+    "made_sources",
+    "completeness",
+    "parts",
     "match_problems",
     "coverage",
     "planner",
+    "rule_lowering",
+    "rule_targets",
     "plan",
+    "plan_json",
     "schedule",
     "sharding",
     "library",
+    "detect",
     "key_tree",
     "key_labels",
     "yaml_builder",
@@ -63,13 +76,19 @@ RIGHT = frozenset(
     [
         "engine",
         "gather",
+        "made_reader",
         "storage",
         "publish",
         "convert",
         "lazy",
+        "load",
+        "sharded",
         "state_dict",
         "torch_dtypes",
         "side_files",
+        "fetch",
+        "uploads",
+        "config_file",
         "verify",
         "commands",
         "memory",
@@ -211,4 +230,6 @@ def test_no_model_is_named_in_the_code(file: Path) -> None:
     code = words_outside_of_text_for_people(file.read_text())
     # Messages may show how a layout is named.
     code = code.replace("hf/phi", "")
+    # Two keys of PEFT's adapter_config.json, whatever the model.
+    code = code.replace("'megatron_config'", "").replace("'megatron_core'", "")
     assert not re.findall(rf"(?<![A-Za-z0-9])(?:{'|'.join(MODELS)})(?![A-Za-z0-9])", code, re.IGNORECASE)

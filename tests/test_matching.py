@@ -77,6 +77,33 @@ def test_dropped_keys_are_listed_with_their_reason() -> None:
     ]
 
 
+def test_every_name_of_a_choice_must_be_there() -> None:
+    body = "rename: {'h.{i}.{p:weight&bias}': 'g.{i}.{p}'}"
+    whole = {f"h.{i}.{p}": S for i in range(9) for p in ("weight", "bias")}
+    assert len(targets_of(plan_of(body, whole))) == 18
+    assert targets_of(plan_of(body, targets_of(plan_of(body, whole)), reverse=True)) == whole
+    assert refusal_of(body, {key: S for key in whole if key != "h.1.bias"}) == (
+        "s.yaml:5:10: rename.h.{i}.{p:weight&bias}: no key h.1.bias\n"
+        "    {p:weight&bias} says that all of them must be there; with | one is enough"
+    )
+    without = refusal_of(body, {key: S for key in whole if key.endswith("bias")})
+    assert f"no key {', '.join(f'h.{i}.weight' for i in range(8))}, ... (9 in all)\n" in without
+    assert "no key g.2.weight" in refusal_of(body, {"g.2.bias": S}, reverse=True)
+
+
+def test_every_combination_of_two_such_choices_must_be_there() -> None:
+    body = "rename: {'{x:q&k}.{p:weight&bias}': '{p}.{x}'}"
+    assert targets_of(plan_of(body, {f"{x}.{p}": S for x in "qk" for p in ("weight", "bias")}))
+    text = refusal_of(body, {"q.weight": S, "k.bias": S})
+    assert "no key q.bias, k.weight\n    {x:q&k} and {p:weight&bias} says that all" in text
+
+
+def test_an_optional_choice_is_there_as_a_whole() -> None:
+    body = "rename: {a: b}\nrules:\n  - {from: 'h.{p:weight&bias}', to: 'g.{p}', optional: true}\n"
+    assert targets_of(plan_of(body, {"a": S})) == {"b": S}
+    assert "no key h.bias" in refusal_of(body, {"a": S, "h.weight": S})
+
+
 def test_a_missing_expert() -> None:
     body = "rules:\n  - {from: 'h.{i}.e.{e}.w', to: 'h.{i}.w', layout: '... -> e ...'}\n"
     shapes = dict.fromkeys([f"h.{i}.e.{e}.w" for i in range(2) for e in (0, 1, 3)], S) | {"h.1.e.2.w": S}

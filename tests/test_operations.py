@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from converters.errors import CheckpointError, CoverageError
-from converters.operations import OneWay, elementwise_from_json, generator_from_json
+from converters.operations import OneWay, generator_from_json
 from converters.operations.cast import Cast, widens
 from converters.operations.fill import VALUES, Fill
 from converters.operations.numeric import ARITHMETIC, decode, float_dtype, raw_dtype
+from converters.operations.registry import operation_from_json, operation_to_json
 from converters.tensor_info import DType, TensorInfo
 from converters.torch_dtypes import to_torch
 
@@ -127,7 +128,7 @@ def test_a_cast_knows_its_inverse() -> None:
     assert Cast(DType.F16, DType.F32).exactness == "approximate"
     assert Cast(DType.F16).exactness == "one-way"
     for cast in (Cast(DType.F16), Cast(DType.F16, DType.BF16)):
-        assert elementwise_from_json(cast.to_json()) == cast
+        assert operation_from_json(operation_to_json(cast)) == cast
     assert Cast(DType.F16).output_dtype(DType.F16) is DType.F16
     with pytest.raises(CoverageError):
         Cast(DType.F16).output_dtype(DType.I64)

@@ -57,6 +57,8 @@ def test_text_and_tree_say_the_same(segments: list[list[str]]) -> None:
         ("path", Path()),
         ("a|b", Choice(("a", "b"))),
         (" a | b ", Choice(("a", "b"))),
+        ("a&b", Choice(("a", "b"), every=True)),
+        (" a & b&c", Choice(("a", "b", "c"), every=True)),
         ("0..L", Index(parse_expression("0"), parse_expression("L"))),
         ("..4", Index(parse_expression("0"), parse_expression("4"))),
         ("K..L-1", Index(parse_expression("K"), parse_expression("L-1"))),
@@ -67,7 +69,7 @@ def test_kinds(text: str, kind: object) -> None:
     assert parse_kind(str(kind)) == kind
 
 
-@pytest.mark.parametrize("text", ["", "weight", "a|", "a|a", "a.b|c", "|", "3..", "str"])
+@pytest.mark.parametrize("text", ["", "weight", "a|", "a|a", "a.b|c", "|", "a&", "a&a", "a&b|c", "3..", "str"])
 def test_what_is_no_kind(text: str) -> None:
     with pytest.raises(SpecError):
         parse_kind(text)

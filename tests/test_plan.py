@@ -61,7 +61,7 @@ def test_what_it_costs() -> None:
         '"plan"',
         "[]",
         "{}",
-        '{"weightmap_plan": 1}',
+        '{"weightmap_plan": 2}',
         "[" * 100_000,
         "\ud800",
         '{"weightmap_plan": [}',
@@ -73,8 +73,8 @@ def test_what_is_no_plan(text: str) -> None:
 
 
 def test_another_version_is_refused() -> None:
-    with pytest.raises(WeightmapError, match="this plan has version 2, and this weightmap reads 1; plan anew"):
-        Plan.from_json('{"weightmap_plan": 2}')
+    with pytest.raises(WeightmapError, match="this plan has version 3, and this weightmap reads 2; plan anew"):
+        Plan.from_json('{"weightmap_plan": 3}')
 
 
 @given(st.data())

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from converters.config_mapping import ConfigSide
 from converters.dims import parse_expression
 from converters.errors import SpecError
 from converters.layout import WHOLE, parse_layout
 from converters.operations.cast import Cast
 from converters.operations.fill import Fill
 from converters.pattern import Choice, Index
-from converters.spec import ConfigSide, Drop, Term
+from converters.spec import Drop, Proof, Term
 from converters.spec_file import load_spec_file, parse_spec
 from converters.tensor_info import DType
 from tests.planning import spec_of, spec_refusal_of
@@ -21,6 +22,8 @@ EVERYTHING = """\
 weightmap: 1
 name: everything
 description: all of the language
+models: [One, Two-7B]
+proof: {oracles: [one, two], compares: logits, tolerance: 1.0e-4}
 source: {layout: a/x, config: {model_type: x}, strip_prefix: [module.], drop: {"*.buf": not needed}}
 target: {layout: b/x, config: {model_type: z}, drop: {"*.cache": made anew}}
 strip_prefix: [_orig_mod.]
@@ -50,6 +53,9 @@ notes:
 def test_every_construct() -> None:
     spec = parse_spec(EVERYTHING, "all.yaml")
     assert (spec.name, spec.description, spec.path) == ("everything", "all of the language", "all.yaml")
+    assert spec.models == ("One", "Two-7B")
+    assert spec.proof == Proof(("one", "two"), "logits", 1e-4)
+    assert spec.inverse().proof == spec.proof
     assert spec.source.strip_prefix == ("module.", "_orig_mod.")
     assert spec.source.drop == (Drop("*.buf", "not needed"), Drop("rope.freqs", "computed"))
     assert spec.target.drop == (Drop("*.cache", "made anew"),)
@@ -78,7 +84,7 @@ def test_every_construct() -> None:
     assert spec.config is not None
     assert spec.config.source == ConfigSide(set={"a": 1}, derive={"half": parse_expression("config.width//2")})
     assert spec.notes[0].say == "hello"
-    assert str(spec.rules[1].location) == "all.yaml:12:5"
+    assert str(spec.rules[1].location) == "all.yaml:14:5"
 
 
 def test_problems_come_all_at_once_in_order_of_their_lines() -> None:
@@ -125,7 +131,7 @@ notes: [{when: config.x}]
     }
     assert {place: by_place.get(place) for place in expected} == expected
     assert by_place["s.yaml:11:31"][0] == "layout: a parenthesis that isn't closed, at column 2 of the layout"
-    assert by_place["s.yaml:14:28"][0].startswith("'f17' is no dtype; there are: BOOL, F4, ")
+    assert by_place["s.yaml:14:28"][0].startswith("rules[3].cast: 'f17' is no dtype; there are: BOOL, F4, ")
     assert by_place["s.yaml:6:27"][0] == "'weight' is no kind of placeholder"
     assert by_place["s.yaml:5:18"][0] == "column 8: expected the name of a key, got the end"
     assert by_place["s.yaml:11:5"][0] == "rules[0] has no 'to'"
@@ -238,3 +244,24 @@ def test_a_file_is_read_with_its_path(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_the_bytes() -> None:
     assert spec_of("rename: {a: b}").digest != spec_of("rename: {a: b} ").digest
     assert spec_of("rename: {a: b}") == spec_of("rename:   {a: b}"), "but the specs are equal"
+
+
+@pytest.mark.parametrize(
+    ("proof", "place", "what"),
+    [
+        ("[one]", "2:8", "'proof' must be a mapping of keys to values"),
+        ("{oracles: [a], compares: b}", "2:8", "'proof.tolerance' is missing"),
+        ("{oracles: [a], compares: b, tolerance: 1, with: c}", "2:50", "proof has no key 'with'"),
+        ("{oracles: a, compares: b, tolerance: 1}", "2:18", "'proof.oracles' must be a list, each item on a line"),
+        ("{oracles: [a], compares: [b], tolerance: 1}", "2:33", "'proof.compares' must be text"),
+        ("{oracles: [a], compares: b, tolerance: -1}", "2:47", "'proof.tolerance' must be a number of at least 0"),
+        ("{oracles: [a], compares: b, tolerance: true}", "2:47", "'proof.tolerance' must be a number of at least 0"),
+    ],
+)
+def test_a_proof_that_says_too_little(proof: str, place: str, what: str) -> None:
+    text = f"weightmap: 1\nproof: {proof}\nsource: {{layout: a}}\ntarget: {{layout: b}}\nrename: {{c: d}}\n"
+    with pytest.raises(SpecError) as caught:
+        parse_spec(text, "s.yaml")
+    (problem,) = caught.value.problems
+    assert str(problem.where) == f"s.yaml:{place}"
+    assert what in problem.what

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converters.config_mapping import ConfigMapping, ConfigSide
 from converters.dims import parse_expression
 from converters.errors import SpecError
 from converters.layout import parse_layout
@@ -16,7 +17,7 @@ from converters.library import load_spec, shipped_specs
 from converters.operations.cast import Cast
 from converters.operations.fill import Fill
 from converters.pattern import parse_kind, parse_pattern
-from converters.spec import ConfigMapping, ConfigSide, Dim, Drop, Note, Rule, Side, Spec, Term
+from converters.spec import Dim, Drop, Note, Rule, Side, Spec, Term
 from converters.spec_file import parse_spec
 from converters.spec_yaml import spec_to_yaml
 from converters.tensor_info import DType
@@ -131,7 +132,7 @@ def specs(draw: st.DrawFn) -> Spec:
     count = draw(st.integers(1, 4))
     found = tuple(draw(rules(number)) for number in range(count))
     uses_p = any(term.layout or term for rule in found if rule.fill is None for term in (*rule.sources, *rule.targets))
-    kinds = {"i": "0..L", "p": "weight|bias"} if uses_p else {}
+    kinds = {"i": "0..L", "p": draw(st.sampled_from(["weight|bias", "weight&bias"]))} if uses_p else {}
 
     def side() -> Side:
         drops = draw(st.dictionaries(literals, said, max_size=2))
@@ -140,6 +141,8 @@ def specs(draw: st.DrawFn) -> Spec:
             draw(configs),
             tuple(draw(st.lists(texts, max_size=2))),
             tuple(Drop(pattern, reason) for pattern, reason in drops.items()),
+            config_file=draw(st.sampled_from(["config.json", "params.json", ""])),
+            configs=tuple((word, f"{word}/{word}.json") for word in draw(st.sets(st.sampled_from(["noise", "whole"])))),
         )
 
     def config_side() -> ConfigSide:
@@ -193,6 +196,3 @@ def test_what_yaml_has_no_spelling_for_is_refused() -> None:
     infinite = replace(spec, target=replace(spec.target, config={"x": float("inf")}))
     with pytest.raises(SpecError, match="not finite"):
         spec_to_yaml(infinite)
-    two_casts = replace(spec, rules=(replace(spec.rules[0], operations=(Cast(DType.F32), Cast(DType.F16))),))
-    with pytest.raises(SpecError, match="single cast"):
-        spec_to_yaml(two_casts)

@@ -178,7 +178,7 @@ def test_the_proof_is_complete_on_what_layouts_give(case: Case) -> None:
     shapes = {key: shape_of(term, case.sizes) for term, key, _, _ in tensors_of(case, case.sources)}
     plan = plan_of(case.yaml().split("target: {layout: b}\n")[1], shapes)  # proved, or refused
     for target in plan.targets:
-        boxes = [target_box(move.copy) for move in target.moves]
+        boxes = [target_box(part.copy) for part in (*target.moves, *target.fills)]
         assert covered_once(boxes, target.info.size)
         for left_out in range(len(boxes)):
             assert not tiles_exactly([*boxes[:left_out], *boxes[left_out + 1 :]], target.info.size)

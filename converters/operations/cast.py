@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
-from converters.errors import CheckpointError, CoverageError, WeightmapError
+from converters.errors import CoverageError, SpecError, WeightmapError
 from converters.operations import OneWay
-from converters.operations.numeric import ARITHMETIC, decode, encode, float_dtype
+from converters.operations.numeric import ARITHMETIC, decode, encode, fit
 from converters.tensor_info import DType, parse_dtype
 
 if TYPE_CHECKING:
     from converters.operations import Array
+    from converters.operations.options import Options
 
 # Mantissa and exponent bits; a wider dtype in both holds every value of the narrower one.
 _BITS = {
@@ -63,6 +63,8 @@ def check_castable(dtype: DType) -> None:
 class Cast:
     """Cast to `target`; `source`, where the spec names it, is what the way back casts to."""
 
+    name: ClassVar[str] = "cast"
+
     target: DType
     source: DType | None = None
 
@@ -88,29 +90,17 @@ class Cast:
         return self.target
 
     def apply(self, raw: Array, dtype: DType, name: str) -> Array:
-        import numpy as np
-
         if dtype is self.target:
             return raw
         values = decode(raw, dtype)
-        cast = encode(values, self.target)
-        if not widens(dtype, self.target):
-            with np.errstate(all="ignore"):
-                rounded = cast.view(float_dtype(self.target))
-                # Some formats have no infinity; neither an overflow nor an infinity may become a NaN in silence.
-                lost = (np.isinf(values) != np.isinf(rounded)) | (np.isnan(values) != np.isnan(rounded))
-            if lost.any():
-                worst = float(np.abs(values[lost].astype(np.float64)).max())
-                raise CheckpointError(
-                    f"{int(lost.sum())} values don't fit {self.target}: the largest is {worst:.6g}",
-                    name,
-                    "cast to a dtype with a wider range, such as BF16 or F32",
-                )
-        return cast
+        return encode(values, self.target) if widens(dtype, self.target) else fit(values, self.target, name)
 
-    def to_json(self) -> dict[str, object]:
-        return {"operation": "cast", "from": self.source.label if self.source else None, "to": self.target.label}
+    def options(self) -> dict[str, object]:
+        return {"to": self.target.label, **({"from": self.source.label} if self.source else {})}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Cast:
-        return cls(DType[data["to"]], DType[data["from"]] if data["from"] else None)
+    def from_options(cls, options: Options) -> Cast:
+        target, source = options.dtype("to"), options.dtype("from")
+        if target is None:
+            raise SpecError("cast: 'to' is missing: the dtype to cast to", None, "write {from: F16, to: F32}")
+        return cls(target, source)

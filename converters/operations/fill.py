@@ -35,6 +35,10 @@ _COUNTING_BITS = {
 """The dtypes that can be filled, and the bits of a number up to which each holds every whole number."""
 
 VALUES = ("zeros", "ones", "arange", "sinusoidal")
+"""What a whole tensor can be filled with."""
+
+BLOCK_VALUES = ("zeros", "ones")
+"""What a block can be filled with: all of its elements are the same, wherever they lie."""
 
 
 @dataclass(frozen=True, slots=True)

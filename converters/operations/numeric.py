@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from converters.errors import CheckpointError, CoverageError
 from converters.tensor_info import DType
 
 if TYPE_CHECKING:
@@ -59,3 +60,67 @@ def encode(values: Array, dtype: DType) -> Array:
         if values.dtype == np.float64 and dtype is not DType.F64:
             values = values.astype(np.float32)
         return values.astype(float_dtype(dtype)).view(raw_dtype(dtype))
+
+
+def fit(values: Array, dtype: DType, name: str, finite: Array | None = None) -> Array:
+    """Round values to `dtype` as raw elements; what doesn't fit is an error.
+
+    Args:
+        values: what was computed.
+        dtype: what it is rounded to.
+        name: the tensor, for messages.
+        finite: where the values were finite that it was computed of; None where nothing was computed.
+
+    Raises:
+        CheckpointError: a finite value has only an infinity or a NaN for a counterpart, or an infinity none.
+    """
+    import numpy as np
+
+    raw = encode(values, dtype)
+    with np.errstate(all="ignore"):
+        rounded = raw.view(float_dtype(dtype))
+        # Some formats have no infinity; neither an overflow nor an infinity may become a NaN in silence.
+        lost = (np.isinf(values) != np.isinf(rounded)) | (np.isnan(values) != np.isnan(rounded))
+        if finite is not None:
+            lost |= finite & ~np.isfinite(rounded)
+    if lost.any():
+        worst = float(np.abs(values[lost].astype(np.float64)).max())
+        raise CheckpointError(
+            f"{int(lost.sum())} values don't fit {dtype}: the largest is {worst:.6g}",
+            name,
+            "cast to a dtype with a wider range, such as BF16 or F32",
+        )
+    return raw
+
+
+def check_arithmetic(dtype: DType, what: str) -> None:
+    """Refuse a dtype whose values can't be computed with.
+
+    Raises:
+        CoverageError: it is one of those; `what` says what was going to compute.
+    """
+    if dtype not in ARITHMETIC:
+        raise CoverageError(f"{what} takes floating numbers, but the tensor is {dtype}")
+
+
+def working_dtype(asked: DType | None, dtype: DType) -> DType:
+    """What is computed in: what is asked for, or else float32, or float64 where the values are float64."""
+    return asked or (DType.F64 if dtype is DType.F64 else DType.F32)
+
+
+def working_values(raw: Array, dtype: DType, asked: DType | None) -> Array:
+    """The values in what is computed in; see `working_dtype`."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):  # a signalling NaN becomes a quiet one
+        found: Array = decode(raw, dtype).astype(float_dtype(working_dtype(asked, dtype)))
+    return found
+
+
+def are_finite(raw: Array, dtype: DType) -> Array:
+    """Where the values of raw elements are finite."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        found: Array = np.isfinite(decode(raw, dtype))
+    return found

@@ -1,0 +1,69 @@
+"""The command line says that it converts an adapter, and with which rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from tests.adapters.support import read_adapter, whole, write_adapter
+from tests.commands.support import weightmap
+
+SPEC = """
+weightmap: 1
+name: small
+source: {layout: a, config: {model_type: a}}
+target: {layout: b, config: {model_type: b}}
+dims: {H: config.heads, D: 2}
+placeholders: {i: 0..3}
+rules:
+  - {from: unused.weight, to: other.weight, layout: (x y) z -> (x z) y}
+  - {from: "h.{i}.weight", to: "l.{i}.weight", layout: (H D) o -> (D H) o}
+"""
+
+
+def prepared(root: Path) -> list[str]:
+    """A spec, a config and an adapter of one layer out of three; the options that convert it."""
+    (root / "small.yaml").write_text(SPEC)
+    (root / "base.json").write_text(json.dumps({"model_type": "a", "heads": 3}))
+    generator = torch.Generator().manual_seed(4)
+    first, second = whole(generator, 3, 5), whole(generator, 6, 3)
+    write_adapter(root / "adapter", {"h.1.lora_A.weight": first, "h.1.lora_B.weight": second})
+    return ["--spec", str(root / "small.yaml"), "--config", str(root / "base.json"), str(root / "adapter")]
+
+
+def test_plan_and_convert(tmp_path: Path) -> None:
+    options = prepared(tmp_path)
+    shown = weightmap("plan", *options)
+    assert shown.exit_code == 0
+    assert "h.{i}.lora_B.weight" in shown.stdout
+    assert "unused" not in shown.stdout
+    assert "adapter_config.json (mapped)" in shown.stdout
+    done = weightmap("convert", *options, str(tmp_path / "out"), "--set", "base_model_name_or_path=me/b")
+    assert done.exit_code == 0
+    assert "the source is a LoRA adapter" in done.stderr
+    assert "adapter_model.safetensors" in done.stdout
+    found, config = read_adapter(tmp_path / "out")
+    assert found.keys() == {"l.1.lora_A.weight", "l.1.lora_B.weight"}
+    assert config["base_model_name_or_path"] == "me/b"
+    described = json.loads(weightmap("plan", *options, "--json").stdout)
+    assert described["config"]["target_modules"] == ["l.1"]
+    assert {rule["rule"] for rule in described["rules"]} == {"rules[1]"}
+    again = weightmap("convert", *options, str(tmp_path / "out"), "--overwrite")
+    assert again.exit_code == 0
+
+
+def test_without_the_base_models_config(tmp_path: Path) -> None:
+    options = prepared(tmp_path)
+    failed = weightmap("convert", *options[:2], options[-1], str(tmp_path / "out"))
+    assert failed.exit_code == 6
+    assert "give that of the base model with --config FILE" in failed.stderr
+
+
+def test_verify_says_that_it_knows_no_adapters(tmp_path: Path) -> None:
+    options = prepared(tmp_path)
+    weightmap("convert", *options, str(tmp_path / "out"))
+    failed = weightmap("verify", *options, str(tmp_path / "out"))
+    assert failed.exit_code == 7
+    assert "adapters can't be verified yet" in failed.stderr

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo full-size mutations clean
+.PHONY: help setup test lint format demo full-size shelf mutations clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -15,12 +15,13 @@ help:  ## Show this list
 setup: $(INSTALLED)  ## Make .venv with everything that is needed
 
 # torch goes first and alone, so that a CPU build from a local index is kept and not traded for PyPI's.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt requirements-oracles.txt
 	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Python 3.11 or newer with venv is needed, e.g. make PYTHON=python3.12 (Debian: apt install python3-venv)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-oracles.txt
 	@touch $@
 
 # One torch thread a worker: two workers with two threads each on two cores take twice as long.
@@ -41,6 +42,9 @@ demo: setup  ## Convert a small Phi-2 to Tenny and back, and show it
 
 full-size: setup  ## Convert a random model of Phi-2's real size, and measure memory and time (needs about 18 GB of disk)
 	$(BIN)/python benchmarks/full_size.py
+
+shelf: setup  ## Measure how closely both sides of each shipped spec agree, and write the table of docs/specs.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.shelf
 
 mutations: setup  ## Prove the verifier: every wrong conversion that it must catch, and write docs/mutations.md
 	$(BIN)/python -m tests.mutations

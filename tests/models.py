@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PhiConfig, PhiForCausalLM
 
+from mappings.tenny import Tenny, TennyConfig
 from tests.models_base import PlainModel, attend, may_attend
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -83,6 +84,16 @@ def tiny_phi(seed: int = 0, **overrides: Any) -> PhiForCausalLM:
     config = PhiConfig(**{**TINY_PHI, **overrides})
     config._attn_implementation = "eager"  # a config has no public setter for it
     return randomize(PhiForCausalLM(config), seed)
+
+
+def tiny_tenny(seed: int = 0, **overrides: Any) -> Tenny:
+    """A small Tenny with Phi's block, whose two norms of a layer hold the same, as in a Phi."""
+    sizes = {"vocab_size": 251, "embed_dim": 48, "num_heads": 6, "num_layers": 3, "ff_dim": 80, "block": "parallel"}
+    tenny = randomize(Tenny(TennyConfig(**{**sizes, "num_key_value_heads": 2, **overrides})), seed)
+    state = tenny.state_dict()
+    copies = {key: state[key.replace(".norm2.", ".norm1.")] for key in state if ".norm2." in key}
+    tenny.load_state_dict(state | copies)
+    return tenny
 
 
 def mixformer_config(**overrides: Any) -> dict[str, Any]:

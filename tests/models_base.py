@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
+
+CONFIG_NAMES = ("config.json", "params.json", "model_config.yaml", "bert_config.json")
 
 
 class PlainModel(nn.Module):
@@ -25,20 +28,39 @@ class PlainModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
-        """Load the config (by its own name, else config.json) and every safetensors file beside it, strictly."""
+        """Load the config (by its own name, else config.json) and every file with weights beside it, strictly."""
         directory = Path(directory)
         named = directory / cls.config_name
         model = cls(json.loads((named if named.exists() else directory / "config.json").read_text()))
         state: dict[str, Tensor] = {}
-        for file in sorted(directory.glob("*.safetensors")):
-            with safe_open(file, framework="pt") as shard:
-                state |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 -- no mapping
+        for tensors in read_files(directory).values():
+            state |= tensors
         model.load_state_dict(state, strict=True, assign=True)
         return model.eval()
 
     def save_pretrained(self, directory: str | Path, max_shard_size: str = "5GB") -> None:
         """Write the config and safetensors shards, every key on its own even where two parameters are one."""
         write_checkpoint(directory, self.config, self.state_dict(), max_shard_size)
+
+
+def read_files(directory: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each file in a directory, by the libraries that define the formats.
+
+    A component's tensors have its directory and a colon before their names.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for file in sorted(directory.rglob("*.safetensors")):
+        place = file.relative_to(directory)
+        component = f"{place.parent.as_posix()}:" if place.parent.name else ""
+        with safe_open(file, framework="pt") as shard:
+            names = shard.keys()
+            found[place.as_posix()] = {f"{component}{name}": shard.get_tensor(name) for name in names}
+    for file in sorted(directory.glob("*.pth")):
+        found[file.name] = torch.load(file, weights_only=True)
+    for file in sorted(directory.glob("*.npz")):
+        with np.load(file, allow_pickle=False) as arrays:
+            found[file.name] = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    return found
 
 
 def write_checkpoint(

@@ -7,11 +7,14 @@ the place of the feed-forward where the config asks for one (Jiang et al., 2024)
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -128,6 +131,34 @@ class MetaLlama(PlainModel):
             self.rope = nn.Module()
             self.rope.register_buffer("freqs", torch.rand(dim // config["n_heads"] // 2))
 
+    def save_pretrained(self, directory: str | Path, max_shard_size: str = "5GB", *, parts: int = 1) -> None:
+        """Write params.json and `consolidated.{t}.pth`, as fairscale's layers split a model over so many devices.
+
+        `max_shard_size` is only here because other models take it.
+        """
+        del max_shard_size
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "params.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        for part in range(parts):
+            state = {name: self._part(name, tensor, part, parts) for name, tensor in self.state_dict().items()}
+            torch.save(state, directory / f"consolidated.{part:02}.pth")
+
+    def _part(self, name: str, tensor: Tensor, part: int, parts: int) -> Tensor:
+        """A device's share: ColumnParallelLinear splits its rows, RowParallelLinear its columns; norms are whole.
+
+        Llama 3 has VocabParallelEmbedding in place of ParallelEmbedding, and so splits the embedding's rows.
+        """
+        rows = name.endswith(("wq.weight", "wk.weight", "wv.weight", "w1.weight", "w3.weight", "output.weight"))
+        columns = name.endswith(("wo.weight", "w2.weight"))
+        if name == "tok_embeddings.weight":
+            rows = self.config.get("rope_theta") == 500000.0
+            columns = not rows
+        if rows or columns:
+            tensor = tensor.detach().chunk(parts, dim=0 if rows else 1)[part]
+            assert tensor.shape[0 if rows else 1] > 0
+        return tensor.detach().clone()
+
     def sizes(self) -> dict[str, Any]:
         """The keys that a block needs, with the defaults filled in."""
         config = self.config
@@ -155,6 +186,15 @@ class MetaLlama(PlainModel):
 
 class ConsolidatedMistral(MetaLlama):
     """Mistral or Mixtral under the names of consolidated.safetensors, built from params.json."""
+
+    def save_pretrained(self, directory: str | Path, max_shard_size: str = "5GB", *, parts: int = 1) -> None:
+        """Write params.json and consolidated.safetensors, which is always one file."""
+        del max_shard_size, parts
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "params.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        state = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+        save_file(state, directory / "consolidated.safetensors", metadata={"format": "pt"})
 
     def sizes(self) -> dict[str, Any]:
         """As in `MetaLlama`; sizes are spelled out here, and the rotary base depends on the window."""

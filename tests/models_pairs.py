@@ -7,51 +7,30 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from tests.models import tiny_mixformer, tiny_phi, tiny_tenny
+from tests.models_base import write_checkpoint
+from tests.models_gemma import tiny_gemma, tiny_gemma_pytorch
+from tests.models_gpt2 import tiny_gpt2, tiny_nano_gpt
+from tests.models_llama import (
+    tiny_consolidated,
+    tiny_llama,
+    tiny_meta_llama,
+    tiny_mistral,
+    tiny_mixtral,
+)
+from tests.models_llama_style import tiny_falcon, tiny_llama_style, tiny_neox
+from tests.models_opt import tiny_metaseq, tiny_opt
+from tests.pair import Pair
+from tests.pairs_encoders import ENCODERS
+from tests.pairs_litgpt import LITGPT
+from tests.pairs_packages import PACKAGES
 
-from torch import nn
-
-from tests.models import tiny_mixformer, tiny_phi
-from tests.models_gemma import tiny_gemma_pytorch
-from tests.models_gpt2 import tiny_gpt2
-from tests.models_llama import tiny_consolidated, tiny_llama, tiny_meta_llama, tiny_mixtral
-from tests.models_llama_style import tiny_falcon, tiny_neox
-from tests.models_opt import tiny_metaseq
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A spec, and the models on its two sides.
-
-    Attributes:
-        family: the architecture.
-        spec: the shipped spec's name.
-        source: makes the source model from a seed.
-        source_class: import path of the source's class; transformers' classes give an output with `.logits`, the
-            plain ones give the logits.
-        target_class: likewise.
-        vocab: tokens are below this.
-        reverse: whether `source` stands on the spec's target side, so that the conversion is the reverse one.
-    """
-
-    family: str
-    spec: str
-    source: Callable[[int], Any]
-    source_class: str
-    target_class: str
-    vocab: int
-    reverse: bool = False
-
-    def build(self, seed: int = 0) -> nn.Module:
-        """The source model."""
-        model = self.source(seed)
-        assert isinstance(model, nn.Module)
-        return model
-
+__all__ = ["PAIRS", "Pair"]
 
 PAIRS = (
+    *ENCODERS,
+    *LITGPT,
+    *PACKAGES,
     Pair("phi", "phi2_to_tenny", tiny_phi, "transformers:PhiForCausalLM", "mappings.tenny:Tenny", 251),
     Pair(
         "phi",
@@ -134,5 +113,108 @@ PAIRS = (
         "transformers:FalconForCausalLM",
         "tests.models_llama_style:LlamaStyle",
         253,
+    ),
+    Pair(
+        "phi",
+        "phi2_mixformer_to_phi2",
+        tiny_phi,
+        "transformers:PhiForCausalLM",
+        "tests.models:MixFormer",
+        251,
+        reverse=True,
+    ),
+    Pair(
+        "mistral",
+        "mistral_consolidated_to_hf",
+        tiny_mistral,
+        "transformers:MistralForCausalLM",
+        "tests.models_llama:ConsolidatedMistral",
+        253,
+        reverse=True,
+    ),
+    Pair(
+        "mixtral",
+        "mixtral_consolidated_to_hf",
+        tiny_mixtral,
+        "transformers:MixtralForCausalLM",
+        "tests.models_llama:ConsolidatedMistral",
+        253,
+        reverse=True,
+    ),
+    Pair(
+        "gpt2",
+        "gpt2_to_nanogpt",
+        tiny_nano_gpt,
+        "tests.models_gpt2:NanoGPT",
+        "transformers:GPT2LMHeadModel",
+        259,
+        reverse=True,
+    ),
+    Pair(
+        "gemma",
+        "gemma_pytorch_to_hf",
+        tiny_gemma,
+        "transformers:GemmaForCausalLM",
+        "tests.models_gemma:GemmaPyTorch",
+        257,
+        reverse=True,
+    ),
+    Pair(
+        "opt",
+        "opt_metaseq_to_hf",
+        tiny_opt,
+        "transformers:OPTForCausalLM",
+        "tests.models_opt:Metaseq",
+        251,
+        reverse=True,
+        without_effect=".k_proj.bias",
+    ),
+    Pair(
+        "gpt_neox",
+        "gpt_neox_to_llama_style",
+        tiny_llama_style,
+        "tests.models_llama_style:LlamaStyle",
+        "transformers:GPTNeoXForCausalLM",
+        257,
+        reverse=True,
+    ),
+    Pair(
+        "falcon",
+        "falcon_to_llama_style",
+        lambda seed: tiny_llama_style(
+            seed,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            num_kv_heads=2,
+            linear_bias=False,
+            multi_query=True,
+            new_decoder_architecture=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        ),
+        "tests.models_llama_style:LlamaStyle",
+        "transformers:FalconForCausalLM",
+        257,
+        reverse=True,
+    ),
+    Pair(
+        "mixtral",
+        "mixtral_experts_to_fused",
+        tiny_mixtral,
+        "transformers:MixtralForCausalLM",
+        "transformers:MixtralForCausalLM",
+        253,
+        reverse=True,
+        # What transformers has in memory; it would save the other layout.
+        save=lambda model, directory: write_checkpoint(directory, model.config.to_dict(), model.state_dict()),
+    ),
+    Pair(
+        "phi",
+        "phi2_to_tenny",
+        tiny_tenny,
+        "mappings.tenny:Tenny",
+        "transformers:PhiForCausalLM",
+        251,
+        reverse=True,
+        save=lambda model, directory: write_checkpoint(directory, model.config.to_dict(), model.state_dict()),
     ),
 )

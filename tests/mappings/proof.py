@@ -8,42 +8,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+import yaml
 from torch import Tensor, nn
 
 import converters
+from tests.answers import LENGTH, logits_of, padded, prompts
+from tests.models_base import CONFIG_NAMES, read_files
 
-LENGTH = 160
-"""Tokens: enough for an error in a rotary frequency to show."""
+__all__ = [
+    "ATOL",
+    "LENGTH",
+    "assert_same_bytes",
+    "assert_same_logits",
+    "convert_there_and_back",
+    "load_strictly",
+    "logits_of",
+    "padded",
+    "prompts",
+    "read_config",
+    "read_tensors",
+    "tolerance",
+]
 
 ATOL = 1e-4
 """Of logits whose standard deviation is about two; one model in float32 is 2e-5 away from itself in float64."""
 
 
-def prompts(vocab: int, batch: int = 2, length: int = LENGTH) -> Tensor:
-    return torch.randint(0, vocab, (batch, length), generator=torch.Generator().manual_seed(7))
-
-
-def padded(batch: int = 2, length: int = LENGTH) -> Tensor:
-    """A mask [batch, length]: the first prompt is padded on its left, the second on its right."""
-    mask = torch.ones(batch, length, dtype=torch.long)
-    mask[0, :31] = 0
-    mask[1, -27:] = 0
-    return mask
+def tolerance(name: str) -> float:
+    """By how much a shipped spec says that its two sides may differ, as an absolute difference in float32."""
+    proof = converters.load_spec(name).proof
+    assert proof is not None, f"{name} doesn't say with what it was compared"
+    return proof.tolerance
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((directory / "config.json").read_text())
+    names = [name for name in CONFIG_NAMES if (directory / name).exists()]
+    assert len(names) == 1, f"{directory} has the configs {names}"
+    text = (directory / names[0]).read_text()
+    config: dict[str, Any] = yaml.safe_load(text) if names[0].endswith(".yaml") else json.loads(text)
     return config
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of the files in a directory, by the libraries that define their formats."""
     state: dict[str, Tensor] = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 -- it is no mapping
-                assert name not in state, f"{name} is in two shards"
-                state[name] = shard.get_tensor(name)
+    for file, tensors in read_files(directory).items():
+        assert not tensors.keys() & state.keys(), f"{file} has tensors that another file has, too"
+        state |= tensors
     return state
 
 
@@ -87,15 +98,6 @@ def convert_there_and_back(
     config = {key: value for key, value in read_config(source).items() if key not in lost}
     assert read_config(back) == config | dict(gained or {})
     return there
-
-
-def logits_of(model: nn.Module, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Logits [batch, length, vocab] of a transformers model or a plain one."""
-    with torch.no_grad():
-        out = model(tokens, attention_mask=mask) if mask is not None else model(tokens)
-    logits = out if isinstance(out, Tensor) else out.logits
-    assert isinstance(logits, Tensor)
-    return logits
 
 
 def assert_same_logits(first: nn.Module, second: nn.Module, vocab: int, atol: float = ATOL) -> None:

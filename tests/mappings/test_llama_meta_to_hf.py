@@ -10,14 +10,16 @@ import torch
 from transformers import LlamaForCausalLM
 
 import converters
+from converters.commands import main
 from tests.mappings.proof import (
+    assert_same_bytes,
     assert_same_logits,
     convert_there_and_back,
     load_strictly,
     read_config,
     read_tensors,
 )
-from tests.models_base import write_checkpoint
+from tests.models_base import read_files, write_checkpoint
 from tests.models_llama import MetaLlama, tiny_llama, tiny_meta_llama
 
 NAME = "llama_meta_to_hf"
@@ -120,18 +122,71 @@ def test_transformers_4_configs_say_their_scaling_elsewhere(tmp_path: Path) -> N
             )
 
 
-def test_llama_2_leaves_the_vocabulary_to_the_tokenizer(tmp_path: Path) -> None:
+def test_llama_2_leaves_the_vocabulary_to_the_tokenizer_and_the_tensors_tell(tmp_path: Path) -> None:
     source = tiny_meta_llama(7)
     write_checkpoint(tmp_path / "source", source.config | {"vocab_size": -1}, source.state_dict())
-    spec = converters.load_spec(NAME)
-    with pytest.raises(converters.ConfigError, match=r"vocab_size"):
-        converters.convert(spec, tmp_path / "source", tmp_path / "out")
-    converters.convert(spec, tmp_path / "source", tmp_path / "out", dims={"V": 253})
+    converters.convert(converters.load_spec(NAME), tmp_path / "source", tmp_path / "out")
+    assert read_config(tmp_path / "out")["vocab_size"] == 253
     assert_same_logits(source, load_strictly(LlamaForCausalLM, tmp_path / "out"), 253)
 
 
 def test_a_wrong_width_is_noticed_before_a_byte_is_read(tmp_path: Path) -> None:
     source = tiny_meta_llama(6)
     write_checkpoint(tmp_path / "source", source.config | {"ffn_dim_multiplier": 1.3}, source.state_dict())
-    with pytest.raises(converters.CoverageError, match=r"w1\.weight \[160, 48\].*'F' is 200"):
+    with pytest.raises(converters.CoverageError, match=r"w1\.weight \[160, 48\].*'f' is 200"):
         converters.convert(converters.load_spec(NAME), tmp_path / "source", tmp_path / "out")
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "Llama 2, 13B": {"n_kv_heads": None, "rope_theta": None, "vocab_size": 254},
+    "Llama 3, 70B": {"rope_theta": 500000.0, "vocab_size": 254},
+}
+
+
+@pytest.mark.parametrize("overrides", PARTS.values(), ids=PARTS)
+def test_parts_of_a_tensor_parallel_model(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    """Merged on the way in, split on the way out, against fairscale's way to split, and against the model in one."""
+    whole = tiny_meta_llama(6, **overrides)
+    whole.save_pretrained(tmp_path / "whole")
+    whole.save_pretrained(tmp_path / "parts", parts=2)
+    assert sorted(read_files(tmp_path / "parts")) == ["consolidated.00.pth", "consolidated.01.pth"]
+    spec = converters.load_spec(NAME)
+    for name in ("whole", "parts"):
+        converters.convert(spec, tmp_path / name, tmp_path / f"{name}-there")
+    assert_same_bytes(read_tensors(tmp_path / "parts-there"), read_tensors(tmp_path / "whole-there"))
+    assert_same_logits(whole, load_strictly(LlamaForCausalLM, tmp_path / "parts-there"), 254)
+    command = ["convert", str(tmp_path / "parts-there"), str(tmp_path / "back"), "--spec", NAME, "--reverse"]
+    main([*command, "--tensor-parallel", "2"], standalone_mode=False)
+    back, before = read_files(tmp_path / "back"), read_files(tmp_path / "parts")
+    assert sorted(back) == sorted(before)
+    for file, tensors in before.items():
+        assert_same_bytes(back[file], tensors)
+    converters.convert(spec, tmp_path / "parts-there", tmp_path / "joined", reverse=True)
+    assert_same_bytes(read_tensors(tmp_path / "joined"), read_tensors(tmp_path / "whole"))
+
+
+def test_a_part_that_is_missing_or_differs_is_noticed(tmp_path: Path) -> None:
+    spec = converters.load_spec(NAME)
+    whole = tiny_meta_llama(7, vocab_size=255, n_heads=6, n_kv_heads=3, multiple_of=24)
+    whole.save_pretrained(tmp_path / "three", parts=3)
+    middle = tmp_path / "three" / "consolidated.01.pth"
+    kept = middle.read_bytes()
+    middle.unlink()
+    with pytest.raises(converters.CoverageError, match=r"lacks t = 1; there are 0, 2"):
+        converters.convert(spec, tmp_path / "three", tmp_path / "out")
+    middle.write_bytes(kept)
+    state = torch.load(middle, weights_only=True)
+    torch.save({name: tensor for name, tensor in state.items() if "layers.1.attention_norm" not in name}, middle)
+    with pytest.raises(converters.CoverageError, match=r"1:layers\.1\.attention_norm\.weight is missing"):
+        converters.convert(spec, tmp_path / "three", tmp_path / "out")
+    state["norm.weight"] += 1
+    torch.save(state, middle)
+    with pytest.raises(converters.CoverageError, match=r"0:norm\.weight and 1:norm\.weight must be equal"):
+        converters.convert(spec, tmp_path / "three", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_part_of_several_is_not_taken_for_all(tmp_path: Path) -> None:
+    tiny_meta_llama(8, vocab_size=254).save_pretrained(tmp_path / "two", parts=2)
+    with pytest.raises(converters.CheckpointError, match="one part of 2"):
+        converters.convert(converters.load_spec(NAME), tmp_path / "two" / "consolidated.00.pth", tmp_path / "out")

@@ -1,6 +1,4 @@
-"""timm's ViT against transformers'. timm itself is the oracle where it can be imported, which needs torchvision; the
-plain forward in tests.models_vit stands in where it can't, and is held against timm where it can.
-"""
+"""timm's ViT against transformers'; the plain forward in tests.models_vit is held against timm's own."""
 
 from __future__ import annotations
 
@@ -16,6 +14,7 @@ import converters
 from tests.mappings.proof import ATOL, convert_there_and_back, load_strictly, read_config
 from tests.models_base import write_checkpoint
 from tests.models_vit import TIMM_VIT, TimmViT, tiny_timm_vit, tiny_vit
+from tests.oracles import oracle
 
 NAME = "vit_timm_to_hf"
 
@@ -25,12 +24,7 @@ def images(channels: int, height: int, width: int) -> Tensor:
 
 
 def timm_model(**config: Any) -> Any:
-    """timm's own, or a skipped test. Beside a torch of another build, torchvision can fail in any way on import."""
-    try:
-        from timm.models.vision_transformer import VisionTransformer
-    except Exception as error:  # noqa: BLE001 -- see above
-        pytest.skip(f"timm can't be imported: {type(error).__name__}: {error}")
-    return VisionTransformer(**config).eval()
+    return oracle("timm.models.vision_transformer").VisionTransformer(**config).eval()
 
 
 @pytest.mark.parametrize("overrides", [{}, {"norm_eps": 1e-5, "mlp_ratio": 2}])

@@ -12,11 +12,13 @@ from converters.commands.guard import EXIT_CODES, Guarded
 from converters.commands.options import (
     CONTEXT_SETTINGS,
     Request,
+    checkpoint_argument,
     conversion_options,
     debug_option,
     json_option,
     make_request,
 )
+from converters.commands.values import OutputPath
 
 if TYPE_CHECKING:
     from converters.convert import Prepared
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Guarded, context_settings=dict(CONTEXT_SETTINGS), epilog=EXIT_CODES)
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
+@checkpoint_argument("source")
+@click.argument("output", type=OutputPath())
 @conversion_options
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is there, once the new one is complete.")
 @json_option
@@ -42,21 +44,23 @@ def convert(
 ) -> None:
     """Convert a checkpoint into another layout.
 
-    SOURCE is a safetensors file, an index, or a directory as on the Hub; it is never changed. OUTPUT is the directory
-    to make. It appears whole or not at all: whatever goes wrong, nothing is left behind.
+    SOURCE is a file of safetensors or torch.save, an index, or a directory as on the Hub; or a repository there, such
+    as microsoft/phi-2; or the URL of an object store, such as s3://bucket/phi-2. It is never changed. OUTPUT is the
+    directory to make, or a URL. It appears whole or not at all: whatever goes wrong, nothing is left behind.
 
     \b
     weightmap convert --spec phi2_to_tenny phi-2/ tenny/
     weightmap convert --spec phi2_to_tenny --reverse tenny/ phi-2-again/
     """  # noqa: D301 - \b tells click to leave the lines as they are
-    from converters.commands.progress import progress_bar
+    from converters.commands.progress import progress_bar, quiet_downloads
     from converters.commands.terminal import print_json, warn
-    from converters.convert import prepare, run
+    from converters.convert import prepare_to_run, run
     from converters.memory import predicted_peak
 
+    quiet_downloads(shown=not quiet)
     request = make_request(source=source, **options)
     started = time.monotonic()
-    with prepare(request.spec, request.source, request.options) as prepared:
+    with prepare_to_run(request.spec, request.source, request.options) as prepared:
         estimate = predicted_peak(prepared.plan, request.budget)
         plan = prepared.plan
         with progress_bar(plan.bytes_written + plan.bytes_checked, shown=not quiet) as progress:
@@ -70,7 +74,7 @@ def convert(
             )
     seconds = time.monotonic() - started
     if as_json:
-        print_json(_as_json(request, prepared, output, seconds, estimate))
+        print_json(_as_json(prepared, output, seconds, estimate))
     elif not quiet:
         click.echo("\n".join(_summary(request, prepared, output, seconds)))
     for note in plan.notes:
@@ -114,15 +118,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s"
 
 
-def _as_json(
-    request: Request, prepared: Prepared, output: Path, seconds: float, estimate: MemoryEstimate
-) -> dict[str, Any]:
+def _as_json(prepared: Prepared, output: Path, seconds: float, estimate: MemoryEstimate) -> dict[str, Any]:
     from converters.commands.plan_data import memory_json, plan_json
     from converters.memory import measured_peak
 
     return {
         "output": str(output),
-        **plan_json(prepared, request.spec),
+        **plan_json(prepared, prepared.spec),
         "seconds": round(seconds, 3),
         "bytes_per_second": int(prepared.plan.bytes_written / max(seconds, 1e-6)),
         "memory": {**memory_json(estimate), "measured_peak": measured_peak()},

@@ -34,7 +34,8 @@ Exit codes:
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNAL_BASE = 128
-_LONGEST_LINE = 100_000
+_LONGEST_LINE = 10_000
+_MOST_SHOWN = 100
 
 
 class Stopped(BaseException):
@@ -149,8 +150,10 @@ def show_problems(problems: Sequence[Problem]) -> None:
         _error(_labelled(_shown(problems[0], len("Error: "))))
         return
     _error(_labelled(f"{len(problems)} problems"))
-    for problem in problems:
+    for problem in problems[:_MOST_SHOWN]:
         _error(f"  {_shown(problem, 2, '  ')}")
+    if len(problems) > _MOST_SHOWN:
+        _error(f"  ... and {len(problems) - _MOST_SHOWN:,} more")
 
 
 def _shown(problem: Problem, first: int, indent: str = "") -> str:

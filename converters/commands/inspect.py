@@ -7,32 +7,42 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converters.commands.options import CONTEXT_SETTINGS, debug_option, json_option
+from converters.commands.options import (
+    CONTEXT_SETTINGS,
+    checkpoint_argument,
+    debug_option,
+    json_option,
+    revision_option,
+)
 
 if TYPE_CHECKING:
     from converters.key_tree import KeyNode
-    from converters.storage.safetensors import SafetensorsReader
+    from converters.storage.base import CheckpointReader
+    from converters.tensor_info import TensorInfo
 
 _FILES_SHOWN = 4
 
 
 @click.command(context_settings=dict(CONTEXT_SETTINGS))
-@click.argument("path", type=click.Path(path_type=Path))
+@checkpoint_argument("path")
+@revision_option
 @click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Show only so many levels of the tree.")
 @json_option
 @debug_option
-def inspect(*, path: Path, depth: int | None, as_json: bool) -> None:
+def inspect(*, path: Path, revision: str | None, depth: int | None, as_json: bool) -> None:
     """Show what is in a checkpoint.
 
     Its keys are shown as a tree, with shapes, dtypes and sizes. What repeats is shown once: `layers.{0..31}` stands for
-    32 layers with the same tensors. PATH is a safetensors file, an index, or a directory as on the Hub; only headers
-    are read.
+    32 layers with the same tensors. PATH is whatever `convert` takes: a file, an index, a directory, a repository of
+    the Hub, or a URL. Only headers are read.
     """
     from converters.commands.terminal import bold, labelled, print_json, warn
     from converters.key_tree import build_key_tree, render_key_tree
     from converters.storage.checkpoint import open_checkpoint
+    from converters.storage.locations import locate
     from converters.text import printable
 
+    path = locate(path, revision)
     with open_checkpoint(path) as reader:
         root = build_key_tree(reader.tensors.values())
         config, trouble = _config_of(path)
@@ -64,7 +74,7 @@ def _cut(node: KeyNode, depth: int) -> KeyNode:
     return replace(node, children=tuple(_cut(child, depth - 1) for child in node.children) if depth else ())
 
 
-def _pairs(reader: SafetensorsReader, config: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _pairs(reader: CheckpointReader, config: dict[str, Any] | None) -> list[tuple[str, str]]:
     from converters.commands.terminal import counted
     from converters.text import format_nbytes, printable
 
@@ -77,8 +87,8 @@ def _pairs(reader: SafetensorsReader, config: dict[str, Any] | None) -> list[tup
         for label, (count, nbytes) in dtypes.items()
     )
     sizes = [
-        f"{printable(name)} ({format_nbytes(sum(info.nbytes for info in header.tensors.values()))})"
-        for name, header in reader.headers.items()
+        f"{printable(name)} ({format_nbytes(sum(info.nbytes for info in held))})"
+        for name, held in _by_file(reader).items()
     ]
     files = ", ".join(sizes) if len(sizes) <= _FILES_SHOWN else f"{len(sizes)} files: {sizes[0]} to {sizes[-1]}"
     metadata = ", ".join(f"{printable(key, 60)}: {printable(value, 100)}" for key, value in _metadata(reader).items())
@@ -97,13 +107,13 @@ def _model(config: dict[str, Any] | None) -> str:
     return printable(", ".join(said), 200) or "config.json doesn't say"
 
 
-def _nbytes(reader: SafetensorsReader) -> str:
+def _nbytes(reader: CheckpointReader) -> str:
     from converters.text import format_nbytes
 
     return format_nbytes(sum(info.nbytes for info in reader.tensors.values()))
 
 
-def _dtypes(reader: SafetensorsReader) -> dict[str, tuple[int, int]]:
+def _dtypes(reader: CheckpointReader) -> dict[str, tuple[int, int]]:
     """For each dtype, tensors and bytes; the one with the most bytes first."""
     found: dict[str, tuple[int, int]] = {}
     for info in reader.tensors.values():
@@ -112,16 +122,30 @@ def _dtypes(reader: SafetensorsReader) -> dict[str, tuple[int, int]]:
     return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
-def _metadata(reader: SafetensorsReader) -> dict[str, str]:
+def _by_file(reader: CheckpointReader) -> dict[str, list[TensorInfo]]:
+    """The tensors of each file."""
+    held: dict[str, list[TensorInfo]] = {name: [] for name in getattr(reader, "headers", {})}
+    for name, info in reader.tensors.items():
+        held.setdefault(reader.file_of[name], []).append(info)
+    return held
+
+
+def _metadata_of(reader: CheckpointReader, filename: str) -> dict[str, str]:
+    """The free text of a file, in the formats that have some."""
+    header = getattr(reader, "headers", {}).get(filename)
+    return dict(header.metadata) if header is not None else {}
+
+
+def _metadata(reader: CheckpointReader) -> dict[str, str]:
     """The metadata of all files together; the first one to say something is right."""
     found: dict[str, str] = {}
-    for header in reader.headers.values():
-        found = {**header.metadata, **found}
+    for filename in _by_file(reader):
+        found = {**_metadata_of(reader, filename), **found}
     return found
 
 
 def _as_json(
-    reader: SafetensorsReader, root: KeyNode, config: dict[str, Any] | None, trouble: list[str]
+    reader: CheckpointReader, root: KeyNode, config: dict[str, Any] | None, trouble: list[str]
 ) -> dict[str, Any]:
     infos = reader.tensors.values()
     return {
@@ -135,11 +159,11 @@ def _as_json(
         "files": [
             {
                 "name": name,
-                "tensors": len(header.tensors),
-                "nbytes": sum(info.nbytes for info in header.tensors.values()),
-                "metadata": dict(header.metadata),
+                "tensors": len(held),
+                "nbytes": sum(info.nbytes for info in held),
+                "metadata": _metadata_of(reader, name),
             }
-            for name, header in reader.headers.items()
+            for name, held in _by_file(reader).items()
         ],
         "notes": [*map(str, reader.notes), *trouble],
         "tree": [child.to_json() for child in root.children],

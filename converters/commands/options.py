@@ -1,4 +1,4 @@
-"""The options that several commands share, and the kinds of values that they take."""
+"""The options that several commands share, and what is made of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from converters.text import printable
+from converters.commands.values import CheckpointPath, ConfigValue, DimValue, DTypeName, LayoutName, Size, SpecName
 
 if TYPE_CHECKING:
-    from click.shell_completion import CompletionItem
-
     from converters.convert import Options
     from converters.schedule import Budget
     from converters.spec import Spec
@@ -22,111 +20,6 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 CONTEXT_SETTINGS: Mapping[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-class SpecName(click.ParamType):  # type: ignore[type-arg] # generic only since click 8.4
-    """A spec: a YAML file, or the name of a shipped one."""
-
-    name = "spec"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Shipped specs, and files."""
-        del ctx, param
-        from click.shell_completion import CompletionItem
-
-        from converters.library import shipped_specs
-
-        shipped = [CompletionItem(path.stem) for path in shipped_specs() if path.stem.startswith(incomplete)]
-        return [*shipped, CompletionItem(incomplete, type="file")]
-
-
-class Size(click.ParamType):  # type: ignore[type-arg] # generic only since click 8.4
-    """A number of bytes in decimal units."""
-
-    name = "size"
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read `5GB`."""
-        from converters.errors import WeightmapError
-        from converters.sharding import parse_size
-
-        try:
-            return parse_size(value)
-        except WeightmapError as error:
-            problem = error.problems[0]
-            self.fail(f"{problem.what}. {problem.hint or ''}".strip(), param, ctx)
-
-
-class DTypeName(click.ParamType):  # type: ignore[type-arg] # generic only since click 8.4
-    """A dtype by its safetensors name or torch's."""
-
-    name = "dtype"
-
-    def convert(self, value: str | DType, param: click.Parameter | None, ctx: click.Context | None) -> DType:
-        """Read `bfloat16`."""
-        from converters.operations.numeric import ARITHMETIC
-        from converters.tensor_info import DType, parse_dtype
-
-        try:
-            dtype = value if isinstance(value, DType) else parse_dtype(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if dtype not in ARITHMETIC:
-            names = ", ".join(sorted(known.label for known in ARITHMETIC))
-            self.fail(f"values can't be cast to {dtype}; there are: {names}", param, ctx)
-        return dtype
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """The names that torch has."""
-        del ctx, param
-        from click.shell_completion import CompletionItem
-
-        names = ("bfloat16", "float16", "float32", "float64")
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-class DimValue(click.ParamType):  # type: ignore[type-arg] # generic only since click 8.4
-    """`NAME=N`."""
-
-    name = "NAME=N"
-
-    def convert(
-        self, value: str | tuple[str, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        """Read `heads=32`."""
-        if not isinstance(value, str):
-            return value
-        name, equals, number = value.partition("=")
-        digits = number.strip()
-        if not name.strip() or not equals or not (digits.isascii() and digits.isdigit() and len(digits) < 19):  # noqa: PLR2004 - 64 bits
-            self.fail(f"'{printable(value)}' is not NAME=N, such as heads=32", param, ctx)
-        return name.strip(), int(digits)
-
-
-class ConfigValue(click.ParamType):  # type: ignore[type-arg] # generic only since click 8.4
-    """`KEY=VALUE`, the value as JSON, or else as text."""
-
-    name = "KEY=VALUE"
-
-    def convert(
-        self, value: str | tuple[str, Any], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Any]:
-        """Read `block=classic`, `rope.theta=1e6` or `architectures=["Tenny"]`."""
-        import json
-
-        if not isinstance(value, str):
-            return value
-        key, equals, text = value.partition("=")
-        if not equals or not all(key.split(".")):
-            self.fail(f"'{printable(value)}' is not KEY=VALUE, such as block=classic", param, ctx)
-        try:
-            return key, json.loads(text, parse_constant=_refuse_constant)
-        except ValueError:
-            return key, text
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +34,10 @@ class Request:
 
 def make_request(  # noqa: PLR0913 - each is an option of its own
     *,
-    spec_name: str,
+    spec_name: str | None,
+    to: str | None,
     source: Path,
+    revision: str | None,
     reverse: bool,
     dtype: DType | None,
     max_shard_size: int,
@@ -151,6 +46,8 @@ def make_request(  # noqa: PLR0913 - each is an option of its own
     config_file: Path | None,
     dims: tuple[tuple[str, int], ...],
     config_values: tuple[tuple[str, Any], ...],
+    tensor_parallel: int | None = None,
+    file_format: str | None = None,
 ) -> Request:
     """Load the spec, and put the options together.
 
@@ -160,50 +57,104 @@ def make_request(  # noqa: PLR0913 - each is an option of its own
     """
     from converters.convert import Options
     from converters.engine import default_threads
-    from converters.library import load_spec
     from converters.schedule import Budget
+    from converters.storage.locations import locate
 
-    spec = load_spec(spec_name)
+    source = locate(source, revision)
     config = read_config_file(config_file) if config_file is not None else None
+    spec = chosen_spec(spec_name, to, source, reverse=reverse, config=config, dims=dict(dims) or None)
+    if tensor_parallel is not None:
+        dims = (*dims, (parts_dim(spec), tensor_parallel))
     budget = Budget.fitting(max_memory, threads or default_threads())
     return Request(
-        spec.inverse() if reverse else spec,
+        spec,
         source,
-        Options(max_shard_size, dtype, config, dict(dims) or None, dict(config_values) or None),
+        Options(max_shard_size, dtype, config, dict(dims) or None, dict(config_values) or None, file_format),
         budget,
     )
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Read the config that `--config` names: a JSON file of whatever name, or a directory with a config.json.
+def chosen_spec(
+    spec_name: str | None,
+    to: str | None,
+    source: Path,
+    *,
+    reverse: bool,
+    config: Mapping[str, Any] | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> Spec:
+    """The spec that `--spec` names, or the one that carries the source to the layout of `--to`; in its direction.
 
     Raises:
-        ConfigError: there is none, or it isn't a JSON object.
+        click.UsageError: neither is given, or both; or the layout names no single spec.
+        WeightmapError: the spec, or for `--to` the source, can't be read; or no spec fits.
     """
-    from converters.errors import CheckpointError, ConfigError
-    from converters.side_files import CONFIG, MAX_CONFIG_NBYTES
-    from converters.storage.files import read_small_file
-    from converters.storage.strict_json import StrictJsonError, parse_object
+    from converters.library import load_spec
 
-    where = printable(str(path))
+    if (spec_name is None) == (to is None):
+        raise click.UsageError(
+            "Give the mapping by --spec SPEC, or the layout to convert to by --to LAYOUT: one of them."
+        )
+    if spec_name is not None:
+        spec = load_spec(spec_name)
+        return spec.inverse() if reverse else spec
+    if reverse:
+        raise click.UsageError("--to finds the direction itself: leave out --reverse.")
+    from converters.commands.finding import find_spec
+
+    return find_spec(source, to or "", config=config, dims=dims)
+
+
+def parts_dim(spec: Spec) -> str:
+    """The dim that says in how many parts the target is."""
+    from converters.bind import counted_by
+
+    numbered = {part.label for part in spec.target.files if part.numbered}
+    found = next((counted_by(kind) for name, kind in spec.placeholders if name in numbered), "")
+    if not found:
+        what = f"{spec.target.layout} isn't in numbered parts"
+        raise click.BadParameter(what, param_hint="'--tensor-parallel'")
+    return found
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Read the config that `--config` names: a file in YAML by its name, else in JSON, or a directory's config.json.
+
+    Raises:
+        ConfigError: there is none, or it isn't one mapping.
+    """
+    from converters.config_file import load_config
+    from converters.errors import CheckpointError, ConfigError
+    from converters.spec import CONFIG_FILE
+
+    file = path / CONFIG_FILE if path.is_dir() else path
     try:
         # A link that the user names is followed: a snapshot in a Hub cache is made of links.
-        file = (path / CONFIG if path.is_dir() else path).resolve()
-        return parse_object(read_small_file(file, MAX_CONFIG_NBYTES, where))
+        return load_config(file.resolve(), file.name)
     except CheckpointError as error:
         raise ConfigError(error.problems) from None
-    except StrictJsonError as error:
-        raise ConfigError(str(error), where, "--config takes a file with one JSON object") from None
 
+
+_REVISION = click.option(
+    "--revision",
+    metavar="REV",
+    help="The branch, tag or commit, where SOURCE is a repository of the Hub. [default: main]",
+)
 
 _CONVERSION = (
+    _REVISION,
     click.option(
         "--spec",
         "spec_name",
         type=SpecName(),
-        required=True,
         metavar="SPEC",
         help="The mapping: a YAML file, or the name of a shipped one (see `weightmap specs`).",
+    ),
+    click.option(
+        "--to",
+        type=LayoutName(),
+        metavar="LAYOUT",
+        help="In place of --spec: find the shipped mapping that carries SOURCE to this layout, such as hf/phi.",
     ),
     click.option("--reverse", is_flag=True, help="Go the other way: from the spec's target to its source."),
     click.option(
@@ -211,6 +162,12 @@ _CONVERSION = (
         type=DTypeName(),
         metavar="DTYPE",
         help="Cast floating tensors of 16 bits and more, e.g. to bfloat16. Without it every dtype is kept.",
+    ),
+    click.option(
+        "--format",
+        "file_format",
+        type=click.Choice(["safetensors", "bin", "dcp"]),
+        help="What to write. [default: what the target's layout says, else safetensors]",
     ),
     click.option(
         "--max-shard-size",
@@ -250,6 +207,12 @@ _CONVERSION = (
         help="Give one of the spec's dims a value of its own. May be repeated.",
     ),
     click.option(
+        "--tensor-parallel",
+        type=click.IntRange(1, 1024),
+        metavar="N",
+        help="Split the target into so many parts, where its layout has them. [default: 1]",
+    ),
+    click.option(
         "--set",
         "config_values",
         type=ConfigValue(),
@@ -265,6 +228,16 @@ def conversion_options(function: F) -> F:
     for option in reversed(_CONVERSION):
         function = option(function)
     return function
+
+
+def checkpoint_argument(name: str) -> Callable[[F], F]:
+    """A checkpoint that is read."""
+    return click.argument(name, type=CheckpointPath())
+
+
+def revision_option(function: F) -> F:
+    """`--revision`."""
+    return _REVISION(function)
 
 
 def json_option(function: F) -> F:

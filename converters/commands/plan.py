@@ -9,6 +9,7 @@ import click
 
 from converters.commands.options import (
     CONTEXT_SETTINGS,
+    checkpoint_argument,
     conversion_options,
     debug_option,
     json_option,
@@ -17,7 +18,7 @@ from converters.commands.options import (
 
 
 @click.command(context_settings=dict(CONTEXT_SETTINGS))
-@click.argument("source", type=click.Path(path_type=Path))
+@checkpoint_argument("source")
 @conversion_options
 @click.option(
     "--output",
@@ -32,7 +33,8 @@ def plan(*, source: Path, plan_file: Path | None, as_json: bool, **options: Any)
     """Show what a conversion would do, from headers alone.
 
     No tensor data is read. What is shown has been proved: every element of SOURCE is used or dropped by name, and
-    every element of the output is written once. Takes the options of `convert`.
+    every element of the output is written once. Takes the options of `convert`. Of a checkpoint on the Hub, or in an
+    object store, only headers and configs are fetched.
     """
     from converters.commands.plan_data import memory_json, plan_json, targets_json
     from converters.commands.plan_text import heading, memory_text, outcome_pairs, rule_lines, section, total_pairs
@@ -48,10 +50,10 @@ def plan(*, source: Path, plan_file: Path | None, as_json: bool, **options: Any)
         if plan_file is not None:
             write_new_file(plan_file, prepared.plan.to_json().encode())
         if as_json:
-            data = plan_json(prepared, request.spec)
+            data = plan_json(prepared, prepared.spec)
             print_json({**data, "targets": targets_json(prepared.plan), "memory": memory_json(estimate)})
             return
-        spec = request.spec
+        spec = prepared.spec
         pairs = [*total_pairs(prepared), *outcome_pairs(prepared), ("memory", memory_text(estimate, request.budget))]
         lines = [
             bold(heading(spec, request.options.dtype)),

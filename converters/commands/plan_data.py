@@ -31,10 +31,10 @@ def examples(plan: Plan) -> dict[int, Example]:
     found = {}
     read_by: dict[int, list[Target]] = {}
     for target in plan.targets:
-        for source in {move.source for move in target.moves}:
+        for source in plan.sources_of(target):
             read_by.setdefault(source, []).append(target)
     for rule, target in largest.items():
-        sources = tuple(dict.fromkeys(move.source for move in target.moves))
+        sources = plan.sources_of(target)
         siblings = {other.info.name: other.info for source in sources for other in read_by[source]}
         found[rule] = Example(
             tuple(plan.sources[source].info for source in sources),
@@ -59,10 +59,10 @@ def _leaves(node: KeyNode, prefix: str) -> Iterator[str]:
             yield label
 
 
-def dropped_by_reason(plan: Plan) -> dict[str, list[TensorInfo]]:
-    """The tensors that are left out, by reason."""
+def dropped_by_reason(plan: Plan, *, blocks: bool = False) -> dict[str, list[TensorInfo]]:
+    """The tensors that are left out, by reason; with `blocks`, those of which only a block is."""
     found: dict[str, list[TensorInfo]] = {}
-    for drop in plan.dropped:
+    for drop in (drop for drop in plan.dropped if (drop.size is not None) is blocks):
         found.setdefault(drop.reason, []).append(plan.sources[drop.source].info)
     return found
 
@@ -111,7 +111,7 @@ def plan_json(prepared: Prepared, spec: Spec) -> dict[str, Any]:
             "exactness": spec.exactness,
         },
         "source": str(prepared.reader.path),
-        "tensors": {"read": len(plan.sources) - len(plan.dropped), "written": len(plan.targets)},
+        "tensors": {"read": len(plan.sources) - len(plan.whole_dropped), "written": len(plan.targets)},
         "bytes": {
             "read": plan.bytes_read,
             "checked": plan.bytes_checked,
@@ -122,7 +122,10 @@ def plan_json(prepared: Prepared, spec: Spec) -> dict[str, Any]:
             {"name": shard.filename, "tensors": len(shard.tensors), "nbytes": shard.nbytes} for shard in plan.shards
         ],
         "rules": rules_json(plan, spec),
-        "dropped": [{**info_json(plan.sources[drop.source].info), "reason": drop.reason} for drop in plan.dropped],
+        "dropped": [
+            {**info_json(plan.sources[drop.source].info), "reason": drop.reason, "elements": drop.size}
+            for drop in plan.dropped
+        ],
         "checks": checks_json(plan),
         "side_files": {"carried": list(prepared.side_files.carried), "left": list(prepared.side_files.left)},
         "config": plan.config,
@@ -150,7 +153,7 @@ def targets_json(plan: Plan) -> list[dict[str, Any]]:
         {
             **info_json(target.info),
             "rule": target.rule,
-            "sources": list(dict.fromkeys(plan.sources[move.source].info.name for move in target.moves)),
+            "sources": [plan.sources[source].info.name for source in plan.sources_of(target)],
         }
         for target in plan.targets
     ]

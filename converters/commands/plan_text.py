@@ -10,7 +10,6 @@ from converters.convert import Prepared
 from converters.memory import MemoryEstimate
 from converters.plan import Plan, RuleSummary
 from converters.schedule import Budget
-from converters.side_files import CONFIG
 from converters.spec import Rule, Spec, Term
 from converters.tensor_info import DType, TensorInfo
 from converters.text import format_nbytes, printable
@@ -68,12 +67,13 @@ def _key_lines(rule: Rule, shapes: str, indent: int) -> Iterator[str]:
 
 
 def _key_texts(terms: Sequence[Term]) -> list[str]:
-    """A text for each key; keys that hold the same tensor are joined by `=`."""
+    """A text for each key; keys that hold the same tensor are joined by `=`, those that make one up by `+`."""
     texts = []
     for term in terms:
         label = f"{term.label}: " if term.label else ""
         for number, key in enumerate(term.keys):
-            texts.append(f"{'= ' if number else label}{printable(str(key))}")
+            joint = "+ " if term.sharing == "inputs" else "= "
+            texts.append(f"{joint if number else label}{printable(str(key))}")
     return texts
 
 
@@ -119,9 +119,12 @@ def outcome_pairs(prepared: Prepared) -> Iterator[tuple[str, str]]:
     for reason, infos in dropped_by_reason(prepared.plan).items():
         names = collapsed(infos)
         yield "drops", f"{counted(len(infos), 'tensor')}: {listed(names, _LISTED)} ({printable(reason)})"
+    for reason, infos in dropped_by_reason(prepared.plan, blocks=True).items():
+        names = collapsed(infos)
+        yield "drops", f"a block of {counted(len(infos), 'tensor')}: {listed(names, _LISTED)} ({printable(reason)})"
     carried = list(prepared.side_files.carried)
     if prepared.plan.config is not None:
-        carried.insert(0, f"{CONFIG} (mapped)")
+        carried.insert(0, f"{prepared.target.config_file} (mapped)")
     yield "carries", listed(carried)
     yield "leaves", listed(prepared.side_files.left)
 

@@ -31,6 +31,7 @@ _COMMANDS = {
         "converters.commands.verify", "Prove that TARGET is what the spec makes of SOURCE, or find where it isn't."
     ),
     "inspect": _Entry("converters.commands.inspect", "Show what is in a checkpoint."),
+    "detect": _Entry("converters.commands.detect", "Say which layout a checkpoint has, and which specs apply."),
     "specs": _Entry("converters.commands.specs", "List, show, check and invert mapping specs."),
     "completion": _Entry("converters.commands.completion", "Print the shell completion script."),
 }

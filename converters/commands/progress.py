@@ -12,6 +12,12 @@ from contextlib import contextmanager
 _BETWEEN_UPDATES = 0.1
 
 
+def quiet_downloads(*, shown: bool) -> None:
+    """Keep huggingface_hub's own bars off standard error where ours would not be either; call before it is imported."""
+    if not shown or not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
 class Meter:
     """Adds up bytes, reported from several threads, and tells of them ten times a second at most."""
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from converters.commands.plan_text import section
 from converters.commands.terminal import bold, dim, labelled, table, width, wrapped
+from converters.config_mapping import ConfigSide
 from converters.errors import Problem, SpecError
 from converters.layout import WHOLE
-from converters.spec import ConfigSide, Rule, Spec, Term
+from converters.library import measured_differences
+from converters.operations.registry import operation_text
+from converters.spec import Dim, Rule, Spec, Term
 from converters.spec_yaml import spec_to_yaml
 from converters.text import printable
+
+_LONGEST = 1000
+"""Characters of a description that are shown."""
 
 
 def one_way_reasons(spec: Spec) -> tuple[Problem, ...]:
@@ -25,16 +32,26 @@ def one_way_reasons(spec: Spec) -> tuple[Problem, ...]:
 
 
 def spec_summary(spec: Spec) -> dict[str, Any]:
-    """A spec in a few values, as plain data."""
+    """A spec in a few values, as plain data.
+
+    `there` and `back` are the two directions, each with its exactness and with the largest difference between the two
+    sides that was measured (null where nobody has); `back` is null where there is no way back.
+    """
+    reasons, measured = one_way_reasons(spec), measured_differences(spec)
+    back = None if reasons else {"exactness": spec.inverse().exactness, "measured": measured.get("back")}
     return {
         "name": spec.name,
         "path": spec.path,
         "sha256": spec.digest,
         "description": spec.description,
+        "models": list(spec.models),
         "from": spec.source.layout,
         "to": spec.target.layout,
-        "reversible": not one_way_reasons(spec),
+        "reversible": not reasons,
         "exactness": spec.exactness,
+        "there": {"exactness": spec.exactness, "measured": measured.get("there")},
+        "back": back,
+        "proof": None if spec.proof is None else asdict(spec.proof),
         "rules": len(spec.rules),
     }
 
@@ -86,15 +103,48 @@ def _one_way(rule: Rule) -> str | None:
 
 
 def list_lines(specs: Sequence[Spec]) -> Iterator[str]:
-    """Specs as a table, each with its description."""
-    rows = [(printable(spec.name), f"{sides(spec)}, {spec.exactness}") for spec in specs]
-    for spec, line in zip(specs, table(rows, "<<", indent=0), strict=True):
+    """Specs as a table, each with the models that it is for."""
+    summaries = [spec_summary(spec) for spec in specs]
+    rows = [("spec", "layouts", "restores", "within", "measured", "compared with")]
+    for spec, data in zip(specs, summaries, strict=True):
+        proof = data["proof"] or {"oracles": [], "tolerance": None}
+        oracles = ", ".join(map(printable, proof["oracles"]))
+        within = number(proof["tolerance"])
+        rows.append((printable(spec.name), sides(spec), restores(data), within, worst_measured(data), oracles))
+    heading, *lines = table(rows, "<<<><<", indent=0)
+    yield dim(heading)
+    for spec, line in zip(specs, lines, strict=True):
         yield line
-        if spec.description:
-            yield from (dim(f"  {part}") for part in wrapped(printable(spec.description), width() - 2))
+        about = ", ".join(spec.models) or spec.description
+        yield from (dim(f"  {part}") for part in wrapped(printable(about, _LONGEST), width() - 2))
     yield ""
-    hint = "↔ goes both ways: --reverse takes the way back. `weightmap specs show NAME` shows the rules."
+    hint = (
+        "↔ goes both ways: --reverse takes the way back. 'within' is the tolerance of the tests, as an absolute "
+        "difference in float32; 'measured' is the larger of both directions. `weightmap specs show NAME` shows the "
+        "rules, `weightmap detect DIR` which specs fit a checkpoint."
+    )
     yield from map(dim, wrapped(hint, width()))
+
+
+def restores(data: Mapping[str, Any]) -> str:
+    """What is left of the source after each direction: `exact`, or `exact, one-way` where the two differ."""
+    back = data["back"]["exactness"] if data["back"] is not None else "no way back"
+    there = data["there"]["exactness"]
+    return there if back == there else f"{there}, {back}"
+
+
+def worst_measured(data: Mapping[str, Any]) -> str:
+    """The larger one of the differences that were measured there and back."""
+    ways = [way["measured"] for way in (data["there"], data["back"]) if way is not None]
+    return number(max((value for value in ways if value is not None), default=None))
+
+
+def number(value: float | None) -> str:
+    """A difference or a tolerance, short: `1e-4`, `2.9e-6`, `0`."""
+    if value is None:
+        return "-"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}" if value else "0"
 
 
 def sides(spec: Spec) -> str:
@@ -111,7 +161,8 @@ def show_lines(spec: Spec) -> Iterator[str]:
     if spec.description:
         yield from (f"  {line}" for line in wrapped(printable(spec.description), width() - 2))
     yield f"  {spec.exactness}, {'one way only' if reasons else 'both ways'}" + dim(f", {printable(spec.path)}")
-    yield from section("Dims", labelled((dim_.name, str(dim_.value)) for dim_ in spec.dims))
+    yield from section("About", labelled(_about(spec)))
+    yield from section("Dims", labelled((dim_.name, _dim_text(dim_)) for dim_ in spec.dims))
     yield from section("Placeholders", labelled((name, str(kind)) for name, kind in spec.placeholders))
     yield from section("Rules", [line for rule in spec.rules for line in _rule_lines(rule)])
     yield from section(
@@ -121,11 +172,28 @@ def show_lines(spec: Spec) -> Iterator[str]:
     yield from section("Notes", labelled(_note_pairs(spec)))
 
 
+def _about(spec: Spec) -> Iterator[tuple[str, str]]:
+    yield "models", printable(", ".join(spec.models), _LONGEST)
+    if spec.proof is not None:
+        data = spec_summary(spec)
+        oracles = printable(" and ".join(spec.proof.oracles), _LONGEST)
+        within = f"{printable(spec.proof.compares)} within {number(spec.proof.tolerance)} of {oracles}"
+        measured = worst_measured(data)
+        yield "proved", within + (f", measured {measured}" if measured != "-" else "")
+
+
+def _dim_text(dim_: Dim) -> str:
+    if not dim_.from_keys:
+        return str(dim_.value)
+    default = "" if str(dim_.value) == "null" else f", else {dim_.value}"
+    return f"how many the keys have{default}"
+
+
 def _rule_lines(rule: Rule) -> Iterator[str]:
     line = f", line {rule.location.line}" if rule.location else ""
     facts = [rule.exactness]
     if rule.operations:
-        facts.append(", ".join(_operation(operation.to_json()) for operation in rule.operations))
+        facts.append(", ".join(operation_text(operation) for operation in rule.operations))
     if rule.when is not None:
         facts.append(f"when {rule.when}")
     if rule.optional:
@@ -149,16 +217,13 @@ def _made(rule: Rule) -> str:
     return f"{rule.fill.value if rule.fill else 'nothing'} [{shape}] {rule.dtype or ''}".rstrip()
 
 
-def _operation(data: dict[str, object]) -> str:
-    return " ".join(str(value) for value in data.values() if value is not None)
-
-
 def _term_rows(terms: Sequence[Term], margin: str) -> list[tuple[str, str, str]]:
     """For each key its margin, the key with its label, and the layout, where one is given."""
     rows: list[tuple[str, str, str]] = []
     for term in terms:
         for number, key in enumerate(term.keys):
-            label = "= " if number else f"{term.label}: " if term.label else ""
+            joint = "+ " if term.sharing == "inputs" else "= "
+            label = joint if number else f"{term.label}: " if term.label else ""
             layout = "" if number or term.layout == WHOLE else str(term.layout)
             rows.append((margin if not rows else "    ", label + printable(str(key)), layout))
     return rows
@@ -180,7 +245,9 @@ def _config_lines(spec: Spec) -> Iterator[str]:
             shown[key] += f", {text}"
         shown.setdefault(key, text)
     yield from labelled((printable(key), printable(text)) for key, text in shown.items())
-    yield dim("  all other keys are carried as they are")
+    holder = spec.config.target.carry_under if spec.config is not None else ""
+    place = f"under {printable(holder)}" if holder else "as they are"
+    yield dim(f"  all other keys are carried {place}")
 
 
 def _side_pairs(side: ConfigSide) -> list[tuple[str, str]]:

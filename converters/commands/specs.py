@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from converters.commands.options import CONTEXT_SETTINGS, SpecName, debug_option, json_option
+from converters.commands.options import CONTEXT_SETTINGS, debug_option, json_option
+from converters.commands.values import SpecName
 
 
 @click.group(invoke_without_command=True, context_settings=dict(CONTEXT_SETTINGS))

@@ -13,14 +13,13 @@ import click
 from converters.commands.guard import EXIT_CODES, Guarded
 from converters.commands.options import (
     CONTEXT_SETTINGS,
-    ConfigValue,
-    DimValue,
-    DTypeName,
-    Size,
-    SpecName,
+    checkpoint_argument,
+    chosen_spec,
     debug_option,
     json_option,
+    revision_option,
 )
+from converters.commands.values import ConfigValue, DimValue, DTypeName, LayoutName, Size, SpecName
 
 if TYPE_CHECKING:
     from converters.convert import Options
@@ -32,15 +31,21 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command(cls=Guarded, context_settings=dict(CONTEXT_SETTINGS), epilog=EXIT_CODES)
-@click.argument("source", type=_PATH)
-@click.argument("target", type=_PATH)
+@checkpoint_argument("source")
+@checkpoint_argument("target")
+@revision_option
 @click.option(
     "--spec",
     "spec_name",
     type=SpecName(),
-    required=True,
     metavar="SPEC",
     help="The mapping that TARGET was made with: a YAML file, or the name of a shipped one.",
+)
+@click.option(
+    "--to",
+    type=LayoutName(),
+    metavar="LAYOUT",
+    help="In place of --spec: the shipped mapping that carries SOURCE to this layout, such as hf/phi.",
 )
 @click.option("--reverse", is_flag=True, help="The mapping was used the other way: from its target to its source.")
 @click.option(
@@ -83,7 +88,9 @@ def verify(  # noqa: PLR0913 - each is an option of its own
     *,
     source: Path,
     target: Path,
-    spec_name: str,
+    revision: str | None,
+    spec_name: str | None,
+    to: str | None,
     reverse: bool,
     level: str | None,
     only: tuple[str, ...],
@@ -107,9 +114,9 @@ def verify(  # noqa: PLR0913 - each is an option of its own
     weightmap verify --spec phi2_to_tenny phi-2/ tenny/ --report report.html
     weightmap verify --spec phi2_to_tenny phi-2/ tenny/ --level roundtrip
     """  # noqa: D301 - \b tells click to leave the lines as they are
-    from converters.commands.progress import progress_bar
+    from converters.commands.progress import progress_bar, quiet_downloads
     from converters.commands.verify_text import report_lines
-    from converters.library import load_spec
+    from converters.storage.locations import locate
     from converters.verify import html, run
 
     if level is not None and only:
@@ -118,16 +125,19 @@ def verify(  # noqa: PLR0913 - each is an option of its own
         html.check_plotting()
         if not report_file.parent.is_dir():
             raise click.UsageError(f"--report: the directory of {report_file} doesn't exist")
-    spec = load_spec(spec_name)
+    quiet_downloads(shown=not quiet)
+    source, target = locate(source, revision), locate(target)
+    converted_with = _converted_with(options)
+    spec = chosen_spec(spec_name, to, source, reverse=reverse, config=converted_with.config, dims=converted_with.dims)
     with progress_bar(_nbytes(source) + _nbytes(target), shown=not quiet, doing="Comparing", ending="") as progress:
         report = run.verify(
-            spec,
+            spec.inverse() if spec.reverse else spec,
             source,
             target,
             level=level,
             levels=only or None,
-            reverse=reverse,
-            converted_with=_converted_with(options),
+            reverse=spec.reverse,
+            converted_with=converted_with,
             hash_files=False if no_hash else None,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             progress=progress,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,8 +203,9 @@ def no_source(root: Path) -> Case:
 
 def pickles(root: Path) -> Case:
     source = phi(root)
-    (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    return Case(7, ("pytorch_model.bin",), source=source)
+    (source / "model.safetensors").unlink()
+    (source / "pytorch_model.bin").write_bytes(pickle.dumps({"a": print}))
+    return Case(7, ("pytorch_model.bin", "torch.save did not write this file", "a pickle"), source=source)
 
 
 def output_exists(root: Path) -> Case:

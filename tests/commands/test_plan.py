@@ -25,9 +25,9 @@ def test_each_rule_is_shown_with_what_it_came_to(phi: Path) -> None:
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     assert lines[0] == "phi2_to_tenny: hf/phi → tenny, exact"
-    assert "   4 x rename, exact, line 25".strip() in {line.strip() for line in lines}
+    assert "   4 x rename, exact, line 27".strip() in {line.strip() for line in lines}
     text = text_of(result.stdout)
-    assert "4 x layout, exact, line 33 q: model.layers.{i}.self_attn.q_proj.{p} k: " in text
+    assert "4 x layout, exact, line 35 q: model.layers.{i}.self_attn.q_proj.{p} k: " in text
     assert "→ transformer_encoder.layers.{i}.self_attn.multihead_attn.in_proj_{p} 3 x [8, 8] → [24, 8] F32" in text
     assert "model.embed_tokens.weight → encoder.weight [11, 8] F32" in text
     assert (
@@ -35,7 +35,7 @@ def test_each_rule_is_shown_with_what_it_came_to(phi: Path) -> None:
         in text
     )
     assert "sinusoidal, made anew → pos_encoder.pe [5000, 1, 8] F32" in text
-    assert "off copy, exact, line 59, only when config.tie_word_embeddings" in text
+    assert "off copy, exact, line 61, only when config.tie_word_embeddings" in text
 
 
 def test_the_totals(phi: Path) -> None:
@@ -100,7 +100,7 @@ def test_the_example_of_a_rule_is_its_largest_instance(phi: Path) -> None:
     data = json.loads(weightmap("plan", "--spec", SPEC, phi, "--json").stdout)
     layout = next(rule for rule in data["rules"] if rule["kind"] == "layout")
     assert layout["instances"] == 4
-    assert layout["line"] == 33
+    assert layout["line"] == 35
     assert [source["name"] for source in layout["example"]["sources"]] == [
         f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"
     ]

@@ -35,6 +35,8 @@ def test_looking_at_things_imports_no_heavy_library(tmp_path: Path) -> None:
         ("--help",),
         ("convert", "--help"),
         ("inspect", source),
+        ("detect", source),
+        ("plan", "--to", "tenny", source),
         ("plan", "--spec", SPEC, source),
         ("plan", "--spec", SPEC, source, "--dtype", "bfloat16", "--json"),
         ("specs",),
@@ -135,4 +137,7 @@ def test_the_shell_completes_commands_options_and_shipped_specs() -> None:
         return run_weightmap(**words).stdout
 
     assert "plain,convert" in complete("weightmap ").splitlines()
+    assert "plain,detect" in complete("weightmap ").splitlines()
     assert f"plain,{SPEC}" in complete("weightmap convert --spec ").splitlines()
+    for command in ("convert", "plan", "verify"):
+        assert {"plain,tenny", "plain,hf/phi"} <= set(complete(f"weightmap {command} --to ").splitlines())

@@ -57,7 +57,7 @@ def test_a_failure_is_exit_4_and_says_where(source: Path, bad: Path) -> None:
     text = " ".join(result.stdout.split())
     assert f"error: {LAYER}.norm1.weight: 48 of 48 elements differ" in text
     assert "+1 was added to 48 values in a row" in text
-    assert "phi2_to_tenny.yaml:45" in text
+    assert "phi2_to_tenny.yaml:47" in text
     assert "FAIL: the target is not what the spec makes of the source" in text
 
 

@@ -28,7 +28,10 @@ def check_accounting(context: VerifyContext) -> LevelResult:
         *config,
         *check_vocabulary(plan.config, planned, context.target_config, found.values()),
         *check_side_files(
-            context.source_path, context.target_path, sorted(set(context.source_reader.file_of.values()))
+            context.source_path,
+            context.target_path,
+            sorted(set(context.source_reader.file_of.values())),
+            context.spec.source,
         ),
     ]
     if not any(finding.severity is Severity.ERROR for finding in tensors):
@@ -79,7 +82,7 @@ def _evidence(context: VerifyContext, tensors: tuple[Finding, ...], config: tupl
         f"{right} of {len(plan.targets)} planned tensors have their name, shape and dtype; the target holds "
         f"{len(reader.tensors)}, {format_nbytes(nbytes)} in {files} {'file' if files == 1 else 'files'}"
     )
-    dropped = len(plan.dropped)
+    dropped = len(plan.whole_dropped)
     yield f"of {len(plan.sources)} source tensors, {len(plan.sources) - dropped} are used and {dropped} dropped by name"
     if plan.config is not None and context.target_config is not None:
         differing = sum(1 for finding in config if finding.severity is Severity.ERROR)

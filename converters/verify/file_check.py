@@ -8,6 +8,7 @@ from typing import Final
 
 from converters.errors import CheckpointError
 from converters.side_files import MAX_CARRIED_NBYTES, find_side_files
+from converters.spec import Side
 from converters.storage.base import CheckpointReader
 from converters.storage.checkpoint import resolve_member, shard_count, shard_family
 from converters.storage.files import read_small_file
@@ -22,9 +23,9 @@ def check_files(target: CheckpointReader) -> Iterator[Finding]:
     """Say what is odd about files that could all be opened."""
     names = sorted(set(target.file_of.values()))
     numbered = {name: shard_count(name) for name in names if shard_count(name)}
-    for family, count in {(shard_family(name), count) for name, count in numbered.items()}:
+    for family, count, suffix in {(shard_family(name), count, Path(name).suffix) for name, count in numbered.items()}:
         for number in range(1, count + 1):
-            name = f"{family}-{number:05d}-of-{count:05d}.safetensors"
+            name = f"{family}-{number:05d}-of-{count:05d}{suffix}"
             if name not in numbered:
                 what = f"shard {number} of {count} is missing, by the names of the others"
                 yield Finding("missing-shard", what, name, hint="copy it again, and the index that names it")
@@ -38,17 +39,18 @@ def check_files(target: CheckpointReader) -> Iterator[Finding]:
             yield Finding("no-format", what, name, severity=Severity.WARNING, hint="save it with metadata format: pt")
 
 
-def check_side_files(source: Path, target: Path, weights: list[str]) -> Iterator[Finding]:
+def check_side_files(source: Path, target: Path, weights: list[str], side: Side) -> Iterator[Finding]:
     """Say which text files (tokenizer, licence) are not the source's. Only warnings: they hold no weights.
 
     Args:
         source: what was converted; nothing is checked unless both are directories.
         target: what came out.
         weights: the names of the source's weights.
+        side: the source's layout.
     """
     if not source.is_dir() or not target.is_dir():
         return
-    for name in find_side_files(source, weights).carried:
+    for name in find_side_files(source, weights, side).carried:
         if not (target / name).exists():
             yield Finding("side-file-missing", "the source has this file, and the target doesn't", name,
                           severity=Severity.WARNING)  # fmt: skip

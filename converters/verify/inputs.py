@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from converters.side_files import CONFIG
+from converters.spec import CONFIG_FILE
 from converters.storage.checkpoint import resolve_member
-from converters.storage.safetensors_header import LENGTH_NBYTES
+from converters.storage.safetensors_header import LENGTH_NBYTES, MAX_HEADER_NBYTES
 from converters.storage.safetensors_index import is_index
 from converters.verify.report import Input, InputFile
 
@@ -34,7 +34,7 @@ def describe_input(role: str, path: Path, weights: Iterable[str], *, contents: b
     small = [
         entry.name
         for entry in root.iterdir()
-        if entry.name == CONFIG or (is_index(entry.name) and path in {root, entry})
+        if entry.name == CONFIG_FILE or (is_index(entry.name) and path in {root, entry})
     ]
     files = [_digest(root, name, contents=True) for name in sorted(small)]
     files.extend(_digest(root, name, contents=contents) for name in names)
@@ -52,5 +52,12 @@ def _digest(root: Path, name: str, *, contents: bool) -> InputFile:
                 digest.update(chunk)
         else:
             start = file.read(LENGTH_NBYTES)
-            digest.update(start + file.read(int.from_bytes(start, "little")))
+            length = int.from_bytes(start, "little")
+            if length <= MAX_HEADER_NBYTES:
+                digest.update(start + file.read(length))
+            else:
+                # Other formats have their headers at both ends: a zip archive its directory, with all CRCs.
+                digest.update(start + file.read(CHUNK))
+                file.seek(max(0, nbytes - CHUNK))
+                digest.update(file.read(CHUNK))
     return InputFile(name, nbytes, digest.hexdigest(), "contents" if contents else "header")

@@ -24,6 +24,7 @@ from converters.verify.prompts import PromptBatch, position_limit, random_prompt
 from converters.verify.reference import Reference, load_reference, save_reference
 from converters.verify.report import Finding, LevelResult, Measurement, Severity, Verdict
 from converters.verify.rounding import rounding_of
+from converters.verify.skeleton import RUN_ERRORS
 from converters.verify.tolerances import Tolerances, deciding, logit_gates, tolerances_for
 
 LEVEL = "logits"
@@ -35,6 +36,8 @@ MAX_TIE = 1e-4
 @dataclass(frozen=True, slots=True)
 class _Outputs:
     """What one side's model made of the prompts: for each batch logits [batch, length, vocab] in float32 on the CPU.
+
+    A classifier gives one answer for a whole prompt, [batch, 1, classes].
 
     None where the model takes no mask, and the batch needs one.
     """
@@ -70,7 +73,7 @@ def _check(context: VerifyContext, precision: Precision) -> LevelResult:
             findings=findings_of(error, "source"),
             **said,
         )
-    except (RuntimeError, IndexError) as error:
+    except RUN_ERRORS as error:
         reason = f"the source's own model fails on the prompts: {error}"
         return LevelResult(LEVEL, Verdict.NOT_PROVED, reason, **said)
     try:
@@ -79,7 +82,7 @@ def _check(context: VerifyContext, precision: Precision) -> LevelResult:
     except ModelLoadError as error:
         reason = "the target can't be loaded into its model"
         return LevelResult(LEVEL, Verdict.FAIL, reason, findings=findings_of(error, "target"), **said)
-    except (RuntimeError, IndexError) as error:
+    except RUN_ERRORS as error:
         # A config that promises other sizes than the weights have, or fewer positions than the prompts need.
         finding = Finding("target-fails", f"the target's model fails on the prompts: {error}")
         return LevelResult(LEVEL, Verdict.FAIL, finding.what, findings=(finding,), **said)
@@ -108,7 +111,7 @@ def _compare(
             return LevelResult(LEVEL, Verdict.FAIL, findings[-1].text, evidence, tuple(findings), **said)
         for number, name in enumerate(batch.names):
             found[name] = compare_logits(
-                a[number], b[number], batch.real(number), tie=min(2 * tolerances.relative, MAX_TIE)
+                a[number], b[number], _real(batch, number, a), tie=min(2 * tolerances.relative, MAX_TIE)
             )
     if not found:
         return LevelResult(LEVEL, Verdict.NOT_PROVED, "no prompt could be compared", evidence, tuple(findings), **said)
@@ -130,6 +133,11 @@ def _compare(
     return LevelResult(LEVEL, verdict, reason, evidence, tuple(findings), measurements, gates, gate, **said)
 
 
+def _real(batch: PromptBatch, row: int, logits: Tensor) -> Tensor:
+    """Which of a prompt's answers count: those of its tokens, or the one of a classifier."""
+    return batch.real(row) if logits.shape[1] == batch.input_ids.shape[1] else torch.ones(1, dtype=torch.bool)
+
+
 def _not_finite(
     found: Mapping[str, LogitMetrics], batches: Sequence[PromptBatch], expected: Sequence[Tensor | None]
 ) -> Iterable[Finding]:
@@ -137,7 +145,7 @@ def _not_finite(
     if not bad:
         return
     source_too = any(
-        not bool(logits[row][batch.real(row)].isfinite().all())
+        not bool(logits[row][_real(batch, row, logits)].isfinite().all())
         for batch, logits in zip(batches, expected, strict=True)
         if logits is not None
         for row in range(len(batch.names))
@@ -192,14 +200,17 @@ def make_prompts(context: VerifyContext, model: SideModel) -> tuple[PromptBatch,
 
 
 def vocabulary(context: VerifyContext, module: nn.Module) -> int:
-    """The number of tokens that both sides know, by the configs, or by the source's first embedding."""
-    said = [config.get("vocab_size") for config in (context.source_config, context.target_config) if config]
-    sizes = [size for size in said if isinstance(size, int)]
-    embeddings = (inner.num_embeddings for inner in module.modules() if isinstance(inner, nn.Embedding))
-    if not sizes and (size := next(embeddings, None)) is not None:
-        sizes = [size]
+    """The number of tokens that both sides know; what the source's config doesn't say, its first embedding does."""
+    source, target = (config and config.get("vocab_size") for config in (context.source_config, context.target_config))
+    if not isinstance(source, int):
+        embeddings = (inner.num_embeddings for inner in module.modules() if isinstance(inner, nn.Embedding))
+        source = next(embeddings, None)
+    sizes = [size for size in (source, target) if isinstance(size, int)]
     if not sizes:
-        raise WeightmapError("the vocabulary's size isn't known: no config says vocab_size", hint="give --prompt-file")
+        raise ModelUnavailableError(
+            "nobody knows how many tokens the model takes, or whether it takes any: no config says vocab_size",
+            hint="give --prompt-file if it does",
+        )
     return min(sizes)
 
 
@@ -209,7 +220,8 @@ def _run(model: SideModel, batches: Sequence[PromptBatch]) -> _Outputs:
         if batch.attention_mask is not None and not model.takes_mask:
             logits.append(None)
         else:
-            logits.append(model.logits(batch.input_ids, batch.attention_mask).to("cpu", torch.float32))
+            found = model.logits(batch.input_ids, batch.attention_mask).to("cpu", torch.float32)
+            logits.append(found[:, None] if found.dim() == 2 else found)  # noqa: PLR2004 - a classifier's [batch, classes]
     where = "block by block from disk" if model.stream is not None else "whole in memory"
     return _Outputs(tuple(logits), (f"{model.made_by}: {model.nbytes:,} bytes of weights, {where}",))
 

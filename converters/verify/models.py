@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from converters.errors import CheckpointError, Problem
+from converters.parts import split_key
 from converters.storage.base import CheckpointReader
 from converters.text import printable
 from converters.verify.context import VerifyContext
@@ -70,7 +71,9 @@ class SideModel:
             if hasattr(out, name):
                 out = getattr(out, name)
                 break
-        logits: Tensor = out[0] if isinstance(out, tuple) else out
+        logits = out[0] if isinstance(out, tuple) else out
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"it gives a {type(logits).__name__}, which has no logits")
         return logits
 
 
@@ -197,8 +200,14 @@ def load_weights(
 
 
 def _name(key: str, state: Mapping[str, Any], prefix: str) -> str | None:
-    """The name of a key in the model: transformers' checkpoints may leave the prefix out, or have it where none is."""
-    candidates = [key, *([f"{prefix}.{key}", key.removeprefix(f"{prefix}.")] if prefix else [])]
+    """The name of a key in the model: transformers' checkpoints may leave the prefix out, or have it where none is.
+
+    The key of a component, `unet:conv.weight`, is `unet.conv.weight` in a model made of them; that of an only part
+    goes without its number.
+    """
+    label, inner = split_key(key)
+    candidates = [key, *([f"{label}.{inner}", inner] if label else [])]
+    candidates += [f"{prefix}.{key}", key.removeprefix(f"{prefix}.")] if prefix else []
     return next((name for name in candidates if name in state), None)
 
 

@@ -72,7 +72,7 @@ def pair_modules(plan: Plan, source: SideModel, target: SideModel) -> ModulePair
     for key, first in same.items():
         source_places[first] = sorted({*source_places[first], *source_places[key]})
     made_from = {
-        made.info.name: {plan.sources[move.source].info.name for move in made.moves}
+        made.info.name: {plan.sources[source].info.name for source in plan.sources_of(made)}
         for made in plan.targets
         if made.moves
     }
@@ -95,7 +95,8 @@ def _edges(
     copies: dict[tuple[str, str], list[StridedCopy]] = {}
     left_out: dict[str, str] = {}
     for made in plan.targets:
-        if any(not isinstance(operation, Cast) for operation in made.operations):
+        changed = any(not isinstance(operation, Cast) for operation in made.operations)
+        if changed or any(plan.is_made(move.source) for move in made.moves):
             left_out[made.info.name] = "its values are changed on the way by more than a cast"
             continue
         for move in made.moves:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from converters.verify.metrics import relative_error
 from converters.verify.models import SideModel
 from converters.verify.module_pairs import Edge, ModulePairs, feature_order
 from converters.verify.prompts import PromptBatch
+from converters.verify.skeleton import RUN_ERRORS, ModelUnavailableError
 from converters.verify.streaming import holding, read_tensor
 
 _ROWS = 4096  # of an embedding at a time
@@ -61,8 +63,15 @@ class ModuleRuns:
         self.never_run: list[str] = []
 
     def outcomes(self, batch: PromptBatch) -> Iterator[Outcome]:
-        """Run both models once, then each block and what is outside of blocks again; results in no special order."""
-        self._source_alone = self._alone(self._source, batch)
+        """Run both models once, then each block and what is outside of blocks again; results in no special order.
+
+        Raises:
+            ModelUnavailableError: the source's own model doesn't run, so nothing can be said of the target.
+        """
+        try:
+            self._source_alone = self._alone(self._source, batch)
+        except RUN_ERRORS as error:
+            raise ModelUnavailableError(f"the source's own model fails on the prompt: {error}") from error
         self._target_alone = self._alone(self._target, batch)
         yield from self._unit(None)
         for block in self._source.blocks:
@@ -132,7 +141,7 @@ class ModuleRuns:
         self, source: str, target: str, ours: Mapping[str, list[Call]], theirs: Mapping[str, list[Call]]
     ) -> Iterator[Outcome]:
         a, b = ours.get(source, []), theirs.get(target, [])
-        if not a or len(a) != len(b) or any(x.primary.shape != y.primary.shape for x, y in zip(a, b, strict=True)):
+        if not a or len(a) != len(b) or not all(_alike(x.primary, y.primary) for x, y in zip(a, b, strict=True)):
             return
         module = self._target.module.get_submodule(target)
         rows = feature_order(self._pairing.edges, self._source, self._target, (source, target))
@@ -175,7 +184,7 @@ class ModuleRuns:
             except (KeyError, CheckpointError, RuntimeError):
                 return Outcome("weights", edge.source, edge.target, block, order, math.inf, math.inf)
             changed[part.parameter.removeprefix(f"{runner}.")] = made
-        calls = _every_row(module, ours[runner]) if isinstance(module, nn.Embedding) else ours[runner]
+        calls = _every_row(module, ours[runner]) if _takes_rows(module, ours[runner]) else ours[runner]
         error = relative = 0.0
         for call in calls:
             args, kwargs = call.arguments(call.primary)
@@ -183,6 +192,22 @@ class ModuleRuns:
             found = (math.inf, math.inf) if out is None else relative_error(call.output, out)
             error, relative = max(error, found[0]), max(relative, found[1])
         return Outcome("weights", edge.source, edge.target, block, order, error, relative)
+
+
+def _alike(one: Tensor, two: Tensor) -> bool:
+    """Whether what two modules are called with can take each other's place; token ids and a mask can't."""
+    return one.shape == two.shape and one.is_floating_point() == two.is_floating_point()
+
+
+def _takes_rows(module: nn.Module, calls: Sequence[Call]) -> TypeGuard[nn.Embedding]:
+    """Whether it is an embedding that can be asked for any row; some work out their rows from a mask."""
+    if not isinstance(module, nn.Embedding):
+        return False
+    try:
+        module(torch.zeros(1, dtype=torch.long, device=calls[0].primary.device))
+    except RUN_ERRORS:
+        return False
+    return True
 
 
 def _every_row(module: nn.Embedding, calls: Sequence[Call]) -> Iterator[Call]:

@@ -22,6 +22,7 @@ from converters.verify.module_runs import ModuleRuns, Outcome, block_of
 from converters.verify.precision import Precision, choose_precision, exact_arithmetic
 from converters.verify.prompts import PromptBatch
 from converters.verify.report import Finding, Gate, LevelResult, Measurement, Severity, Verdict
+from converters.verify.skeleton import RUN_ERRORS
 from converters.verify.tolerances import deciding, tolerances_for
 
 LEVEL = "modules"
@@ -56,7 +57,7 @@ def _check(context: VerifyContext, precision: Precision) -> LevelResult:
         except ModelLoadError as error:
             reason = "the target can't be loaded into its model"
             return LevelResult(LEVEL, Verdict.FAIL, reason, findings=findings_of(error, "target"), **said)
-        except (RuntimeError, IndexError) as error:
+        except RUN_ERRORS as error:
             finding = Finding("model-fails", f"a model fails on the prompt: {error}")
             return LevelResult(LEVEL, Verdict.FAIL, finding.what, findings=(finding,), **said)
         evidence = (*_evidence(source, target, pairing, outcomes, one), row)
@@ -93,6 +94,7 @@ def _judge(
     said: dict[str, Any],
 ) -> LevelResult:
     bad = [outcome for outcome in outcomes if not outcome.relative <= tolerance]
+    bad = [outcome for outcome in bad if not _made_up_for(outcome, outcomes, tolerance)]
     leaves = _innermost(bad, outcomes)
     differing = {(outcome.source, outcome.target) for outcome in leaves}
     structural = [] if leaves else bad
@@ -105,7 +107,8 @@ def _judge(
     measurements = tuple(_measurement(outcome, names, tolerance) for outcome in _one_each(outcomes))
     if not outcomes:
         return LevelResult(LEVEL, Verdict.NOT_PROVED, "the plan pairs no modules of the two models", evidence, **said)
-    worst = max(outcomes, key=lambda each: each.relative)
+    counted = [each for each in outcomes if each in bad or each.relative <= tolerance]
+    worst = max(counted or outcomes, key=lambda each: each.relative)
     gates = (Gate("module on the same input", worst.relative, tolerance, where=worst.target),)
     if bad and differing:
         first = leaves[0]
@@ -119,6 +122,17 @@ def _judge(
         reason = f"nearest to its bound: {gates[0]}"
     verdict = Verdict.FAIL if bad else Verdict.NOT_PROVED if never_run else Verdict.PASS
     return LevelResult(LEVEL, verdict, reason, evidence, tuple(findings), measurements, gates, deciding(gates), **said)
+
+
+def _made_up_for(outcome: Outcome, outcomes: Sequence[Outcome], tolerance: float) -> bool:
+    """Whether a module before the blocks computes something else, and the first block gets the same all the same.
+
+    One model scales its embedding inside of the module, say, and the other one beside it.
+    """
+    first = min((each for each in outcomes if each.kind == "block"), key=lambda each: each.order, default=None)
+    if outcome.kind != "call" or outcome.block is not None or first is None or first.inherited is None:
+        return False
+    return outcome.order < first.order and first.inherited <= tolerance
 
 
 def _innermost(bad: Sequence[Outcome], outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -47,7 +47,8 @@ def pair_forward(plan: Plan, found: Mapping[str, TensorInfo]) -> Pairing:
                 narrow = info.dtype if widens(info.dtype, stored.dtype) else stored.dtype
                 pairs[info.name] = Pair(info, stored, narrow, CAST_ULPS)
         else:
-            exact = _is_exact(target.operations, [plan.sources[move.source].info.dtype for move in target.moves[:1]])
+            exact = _is_exact(target.operations, [plan.tensor(move.source).dtype for move in target.moves[:1]])
+            exact = exact and not any(plan.is_made(move.source) for move in target.moves)
             pairs[info.name] = Pair(info, stored, None, 0 if exact else CAST_ULPS, target.generator)
     return Pairing(pairs, unmatched)
 
@@ -65,7 +66,9 @@ def pair_back(plan: Plan, back: Plan, usable: Iterable[str]) -> Pairing:
     home = _homes(plan, back)
     operations = {target.info.name: target.operations for target in plan.targets}
     pairs: dict[str, Pair] = {}
-    unmatched = {plan.sources[drop.source].info.name: f"dropped by the spec: {drop.reason}" for drop in plan.dropped}
+    unmatched = {
+        plan.sources[drop.source].info.name: f"dropped by the spec: {drop.reason}" for drop in plan.whole_dropped
+    }
     carried = {check.second: plan.sources[check.first].info.name for check in plan.equality_checks}
     for number, source in enumerate(plan.sources):
         info = source.info
@@ -96,8 +99,8 @@ def _homes(plan: Plan, back: Plan) -> dict[int, str]:
     spare = {name: frozenset(_reads(back, target)) for name, target in made.items() if name not in stored}
     fed: dict[int, set[str]] = {}
     for target in plan.targets if spare else ():
-        for move in target.moves:
-            fed.setdefault(move.source, set()).add(target.info.name)
+        for source in plan.sources_of(target):
+            fed.setdefault(source, set()).add(target.info.name)
     homes = {}
     for number, names in fed.items():
         if plan.sources[number].info.name in made:
@@ -109,7 +112,7 @@ def _homes(plan: Plan, back: Plan) -> dict[int, str]:
 
 
 def _reads(plan: Plan, target: Target) -> list[str]:
-    return list(dict.fromkeys(plan.sources[move.source].info.name for move in target.moves))
+    return [plan.sources[source].info.name for source in plan.sources_of(target)]
 
 
 def _is_exact(operations: Sequence[Elementwise], dtypes: Sequence[DType]) -> bool:
@@ -136,7 +139,7 @@ def _back_pair(back: Plan, target: Target, source: TensorInfo, operations: Mappi
         return Pair(target.info, source, None, 0 if exact else None)
     if target.generator is not None:
         return Pair(target.info, source, None, 0, target.generator)
-    between = {back.sources[move.source].info.dtype for move in target.moves}
+    between = {back.tensor(move.source).dtype for move in target.moves}
     narrow = next(iter(between)) if len(between) == 1 else source.dtype
     rounded = not widens(source.dtype, narrow) or target.info.dtype is not source.dtype
     if rounded and {narrow, source.dtype, target.info.dtype} <= ARITHMETIC:

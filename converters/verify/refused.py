@@ -7,10 +7,17 @@ from pathlib import Path
 
 from converters.errors import CheckpointError, Problem, WeightmapError
 from converters.plan import Plan
-from converters.storage.checkpoint import resolve_member
+from converters.storage.checkpoint import resolve_member, weight_files
 from converters.storage.files import read_small_file
-from converters.storage.safetensors import SafetensorsReader
-from converters.storage.safetensors_index import MAX_INDEX_NBYTES, SUFFIX, SafetensorsIndex, is_index, parse_index
+from converters.storage.readers import open_files
+from converters.storage.safetensors_index import (
+    MAX_INDEX_NBYTES,
+    SUFFIX,
+    SafetensorsIndex,
+    index_suffix,
+    is_index,
+    parse_index,
+)
 from converters.text import printable
 from converters.verify.names import layer_of
 from converters.verify.report import Finding
@@ -32,11 +39,11 @@ def examine_refused(target: Path, error: WeightmapError, plan: Plan) -> tuple[Fi
         return tuple(_as_given("damaged-file", problem) for problem in error.problems)
     findings: list[Finding] = []
     holders: dict[str, str] = {}
-    names = sorted(entry.name for entry in target.iterdir() if entry.name.endswith(SUFFIX))
+    names = sorted(weight_files([entry.name for entry in target.iterdir()]))
     readable: dict[str, frozenset[str]] = {}
     for name in names:
         try:
-            with SafetensorsReader(target / name, {name: resolve_member(target, name)}) as reader:
+            with open_files(target / name, {name: resolve_member(target, name)}) as reader:
                 readable[name] = frozenset(reader.tensors)
         except CheckpointError as damage:
             findings.extend(_as_given("damaged-file", problem, name) for problem in damage.problems)
@@ -70,7 +77,8 @@ def _index_findings(target: Path, readable: Mapping[str, frozenset[str]], names:
         return
     where = printable(str(target / indexes[0]))
     try:
-        index = parse_index(read_small_file(resolve_member(target, indexes[0]), MAX_INDEX_NBYTES, where), where)
+        raw = read_small_file(resolve_member(target, indexes[0]), MAX_INDEX_NBYTES, where)
+        index = parse_index(raw, where, index_suffix(indexes[0]) or SUFFIX)
     except CheckpointError as damage:
         for problem in damage.problems:
             yield _as_given("damaged-index", problem, indexes[0])

@@ -46,7 +46,7 @@ def rounding_of(plan: Plan) -> Rounding:
     """What the plan casts, tensor by tensor; nothing for a tensor that it casts to two dtypes."""
     found: dict[str, set[DType]] = {}
     for target in plan.targets:
-        for move in target.moves:
+        for move in (move for move in target.moves if not plan.is_made(move.source)):
             found.setdefault(plan.sources[move.source].info.name, set()).add(target.info.dtype)
     stored = {source.info.name: source.info.dtype for source in plan.sources}
     by_key = {

@@ -122,7 +122,7 @@ def _explain_forward(context: VerifyContext, forward: Pairing, there: Sweep) -> 
 
 
 def _sources_of(plan: Plan, number: int) -> str | None:
-    names = list(dict.fromkeys(plan.sources[move.source].info.name for move in plan.targets[number].moves))
+    names = [plan.sources[source].info.name for source in plan.sources_of(plan.targets[number])]
     return " + ".join(names) or None
 
 

@@ -11,15 +11,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from converters.convert import Options, Prepared, prepare
+from converters.convert import Options, prepare
 from converters.engine import DEFAULT_MAX_MEMORY, Progress, default_threads
 from converters.errors import CheckpointError, ConfigError, WeightmapError
+from converters.fetch import fetch
 from converters.plan import Plan
 from converters.schedule import Budget
 from converters.sharding import parse_size
 from converters.side_files import read_config
 from converters.spec import Spec
-from converters.storage.checkpoint import open_checkpoint
+from converters.storage.parts import open_side
+from converters.storage.remote_path import RemotePath
+from converters.text import printable
 from converters.verify.context import DEFAULT_PROMPT_TOKENS, Level, ModelOptions, ModelSource, VerifyContext
 from converters.verify.inputs import describe_input
 from converters.verify.refused import examine_refused
@@ -63,8 +66,8 @@ def verify(  # noqa: PLR0913 - each is an option of its own
 
     Args:
         spec: the spec that the target was made with, from `load_spec`.
-        source: the checkpoint that was converted.
-        target: what came out.
+        source: the checkpoint that was converted; as text also OWNER/NAME on the Hub, which is downloaded, or a URL.
+        target: what came out; likewise.
         level: run the levels up to this one; by default up to the strongest that can run here.
         levels: run these levels and no others, in place of `level`.
         reverse: the spec was applied the other way round.
@@ -93,7 +96,6 @@ def verify(  # noqa: PLR0913 - each is an option of its own
         WeightmapError: one of its subclasses: the source can't be read, or the spec doesn't fit it.
     """
     wanted, not_run = _wanted(level, levels)
-    source, target = Path(source), Path(target)
     options = converted_with or Options()
     models = ModelOptions(
         device,
@@ -109,13 +111,20 @@ def verify(  # noqa: PLR0913 - each is an option of its own
     budget = Budget.fitting(parse_size(max_memory), threads or min(2, default_threads()))
     started, clock = datetime.now(UTC), time.perf_counter()
     direction = spec.inverse() if reverse else spec
+    source, target = fetch(source, direction.source), fetch(target, direction.target)
     with prepare(direction, source, options) as prepared:
+        if prepared.is_adapter:
+            raise CheckpointError(
+                "adapters can't be verified yet",
+                printable(str(source)),
+                "convert it back and compare, or merge it into its base model and verify the merged models",
+            )
         contents = hash_files if hash_files is not None else any(name != LEVELS[0] for name in wanted)
         inputs = [describe_input("source", source, prepared.reader.file_of.values(), contents=contents)]
         results: list[LevelResult] = []
         try:
-            config = read_config(target)
-            reader = open_checkpoint(target)
+            config = read_config(target, direction.target)
+            reader = open_side(target, direction.target)
         except (CheckpointError, ConfigError) as error:
             if not target.exists():
                 raise
@@ -131,7 +140,7 @@ def verify(  # noqa: PLR0913 - each is an option of its own
                     target_path=target,
                     source_reader=prepared.reader,
                     target_reader=reader,
-                    source_config=_source_config(prepared, source, options),
+                    source_config=_source_config(direction, source, options),
                     target_config=config,
                     plan=prepared.plan,
                     plan_back=plan_back,
@@ -180,9 +189,8 @@ def _path(given: Path | str | None) -> Path | None:
     return Path(given) if given is not None else None
 
 
-def _source_config(prepared: Prepared, source: Path, options: Options) -> Mapping[str, object] | None:
-    del prepared
-    return options.config if options.config is not None else read_config(source)
+def _source_config(spec: Spec, source: Path, options: Options) -> Mapping[str, object] | None:
+    return options.config if options.config is not None else read_config(source, spec.source)
 
 
 def _refused(level: str, target: Path, error: WeightmapError, plan: Plan) -> LevelResult:
@@ -199,6 +207,8 @@ def _why_not(level: str, context: VerifyContext) -> str | None:
     """
     if level not in _WITH_MODELS:
         return None
+    if isinstance(context.source_path, RemotePath) or isinstance(context.target_path, RemotePath):
+        return "models are run from local files, and one side is in an object store"
     module, _ = _FUNCTIONS[level]
     try:
         importlib.import_module(module)

@@ -30,6 +30,10 @@ class ModelLoadError(WeightmapError):
     """There is code for this model, but these weights don't go into it."""
 
 
+RUN_ERRORS = (RuntimeError, IndexError, TypeError, ValueError)
+"""What models raise on inputs that they weren't made for, or on sizes that contradict each other."""
+
+
 @dataclass(frozen=True, slots=True)
 class Skeleton:
     """A model, and whether its weights are in it already.

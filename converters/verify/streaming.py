@@ -31,11 +31,12 @@ def read_tensor(reader: CheckpointReader, name: str) -> Tensor:
 def find_blocks(module: nn.Module) -> dict[str, nn.Module]:
     """The blocks of a model in order, by name: the children of its module lists that have parameters.
 
-    A list within a block (of experts, say) is a part of that block.
+    Some have dicts with numbers in place of lists. A list within a block (of experts, say) is a part of that block.
     """
     found: dict[str, nn.Module] = {}
     for name, inner in module.named_modules():
-        if isinstance(inner, nn.ModuleList) and not any(name.startswith(f"{block}.") for block in found):
+        numbered = isinstance(inner, nn.ModuleDict) and all(key.isdecimal() for key in inner)
+        if (isinstance(inner, nn.ModuleList) or numbered) and not any(name.startswith(f"{block}.") for block in found):
             children = ((f"{name}.{child}", block) for child, block in inner.named_children())
             found.update((child, block) for child, block in children if next(block.parameters(), None) is not None)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from converters.bind import bind
 from converters.convert import Options
-from converters.errors import ConfigError, CoverageError, SpecError
+from converters.errors import ConfigError, CoverageError, Problem, SpecError
 from converters.plan import Plan, Source
 from converters.planner import make_plan
 from converters.spec import Spec
@@ -26,4 +26,10 @@ def way_back(spec: Spec, plan: Plan, options: Options) -> tuple[Plan | None, str
         bound = bind(spec.inverse(), plan.config, where="the target's config.json", dims=options.dims)
         return make_plan(bound, sources), None
     except (SpecError, ConfigError, CoverageError) as error:
-        return None, "; ".join(str(problem) for problem in error.problems)
+        return None, "; ".join(_line(problem) for problem in error.problems)
+
+
+def _line(problem: Problem) -> str:
+    """A problem without a line break, since it becomes a part of a sentence."""
+    where = f"{problem.where}: " if problem.where is not None else ""
+    return f"{where}{problem.what}{f' ({problem.hint})' if problem.hint else ''}"

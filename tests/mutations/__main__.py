@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 import transformers
 
-from tests.mutations.batch import PRECISIONS, correct_of, mutants_of, name_of
+from tests.models_pairs import PAIRS
+from tests.mutations.batch import PRECISIONS, correct_of, layout_of, mutants_of, name_of
 from tests.mutations.cases import CASES
 from tests.mutations.mutants import MUTANTS
-from tests.mutations.table import render
+from tests.mutations.table import render, render_layouts
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "mutations.md"
 
@@ -40,19 +41,25 @@ def main() -> int:
             for seed in range(arguments.seeds)
             for case in CASES
         ]
+        layouts = [pool.submit(layout_of, pair.name) for pair in PAIRS]
         trials = [trial for job in jobs for trial in job.result()]
         correct = [each for job in others for each in job.result()]
+        shelf = [job.result() for job in layouts]
     order = {mutant.name: number for number, mutant in enumerate(MUTANTS)}
     trials.sort(key=lambda trial: order[trial.mutant])
     names = {case.name: number for number, case in enumerate(CASES)}
     correct.sort(key=lambda each: (names[each.case], [name_of(*some) for some in PRECISIONS].index(each.precision)))
     device = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine()
     where = f"{arguments.device} ({device}), torch {torch.__version__}, transformers {transformers.__version__}"
-    page = render(trials, correct, where, arguments.seed)
+    page = render(trials, correct, where, arguments.seed) + render_layouts(shelf)
     sys.stdout.write(page)
     (arguments.output or PAGE).write_text(page)
     sys.stderr.write(f"{time.perf_counter() - started:.0f} seconds\n")
-    return int(any(trial.problem for trial in trials) or any(each.alarms for each in correct))
+    return int(
+        any(trial.problem for trial in trials)
+        or any(each.alarms for each in correct)
+        or not all(each.right for each in shelf)
+    )
 
 
 if __name__ == "__main__":

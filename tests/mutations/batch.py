@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from tests.models_pairs import PAIRS
 from tests.mutations.cases import CASES, Case
+from tests.mutations.layouts import LayoutResult, layout_result
 from tests.mutations.mutants import MUTANTS
 from tests.mutations.trial import Correct, Trial, name_of, try_correct, try_mutant
 
@@ -40,8 +42,15 @@ def correct_of(name: str, seed: int, device: str) -> list[Correct]:
         ]
 
 
+def layout_of(name: str) -> LayoutResult:
+    """Every kind of wrong conversion of a pair."""
+    pair = next(pair for pair in PAIRS if pair.name == name)
+    with tempfile.TemporaryDirectory() as directory:
+        return layout_result(pair, Path(directory))
+
+
 def _case(name: str) -> Case:
     return next(case for case in CASES if case.name == name)
 
 
-__all__ = ["PRECISIONS", "correct_of", "mutants_of", "name_of"]
+__all__ = ["PRECISIONS", "correct_of", "layout_of", "mutants_of", "name_of"]

@@ -15,6 +15,7 @@ from converters.spec import Spec
 from tests.models import tiny_phi
 from tests.models_gpt2 import tiny_gpt2
 from tests.models_llama import tiny_consolidated, tiny_meta_llama
+from tests.models_packages import tiny_megatron, tiny_olmo_core, tiny_titan, tiny_tune
 from tests.mutations.files import Checkpoint
 from tests.mutations.quantized import tiny_quantized
 
@@ -31,6 +32,7 @@ class Case:
         roles: what each part of the *target* is called: `q`, `k`, `v`, `o`, `up`, `down`, `gate`, `norm_attention`,
             `norm_mlp`, `norm_final`, `embed`, `head`; with `_bias` for biases.
         shard_size: bytes of one output file, small enough to give several.
+        has_blocks: whether the source's blocks take [batch, length, features] as the target's do, and can be compared.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Case:
     experts: int = 0
     tied: bool = False
     shard_size: int = 60_000
+    has_blocks: bool = True
 
     def load_spec(self) -> Spec:
         """The spec."""
@@ -129,6 +132,32 @@ LLAMA = Case(
     {**_LLAMA, **_DENSE}, 3, 6, 3, 8,
     source_model="tests.models_llama:MetaLlama",
 )  # fmt: skip
+
+
+def _of_package(
+    package: str,
+    spec: str,
+    make: Callable[[int], nn.Module],
+    source_model: str,
+    head_dim: int = 8,
+    *,
+    has_blocks: bool = True,
+) -> Case:
+    return Case(
+        f"Llama, {package} → HF", spec, make, {**_LLAMA, **_DENSE}, 3, 6, 2, head_dim,
+        source_model=f"tests.models_packages:{source_model}", has_blocks=has_blocks,
+    )  # fmt: skip
+
+
+PACKAGES = (
+    _of_package("torchtune", "llama_torchtune_to_hf", tiny_tune, "TuneLlama"),
+    _of_package("torchtitan", "llama_torchtitan_to_hf", tiny_titan, "TitanLlama"),
+    _of_package("OLMo-core", "llama_olmo_core_to_hf", tiny_olmo_core, "OlmoLlama"),
+    # Its blocks take [length, batch, features].
+    _of_package(
+        "Megatron-Core", "llama_megatron_core_to_hf", tiny_megatron, "MegatronLlama", head_dim=12, has_blocks=False
+    ),
+)
 MIXTRAL = Case(
     "Mixtral, Mistral → HF", "mixtral_consolidated_to_hf", lambda seed: tiny_consolidated(seed, experts=True),
     {**_LLAMA, **_EXPERTS}, 3, 6, 2, 12, source_model="tests.models_llama:ConsolidatedMistral", experts=5,
@@ -179,4 +208,4 @@ QUANTIZED = Case(
     target_model="tests.mutations.quantized:QuantizedHalves",
 )  # fmt: skip
 
-CASES: tuple[Case, ...] = (PHI, PHI_GROUPED, PHI_TIED, LLAMA, MIXTRAL, GPT2, QUANTIZED)
+CASES: tuple[Case, ...] = (PHI, PHI_GROUPED, PHI_TIED, LLAMA, *PACKAGES, MIXTRAL, GPT2, QUANTIZED)

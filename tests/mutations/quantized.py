@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.models_base import PlainModel
 from tests.models_llama import META_LLAMA, MetaLlama, tiny_meta_llama
 
 
@@ -25,6 +26,10 @@ class QuantizedLinear(nn.Module):
 
 class QuantizedPairs(MetaLlama):
     """Turns neighbouring pairs of features, as Meta's Llama does."""
+
+    # As safetensors with a config.json, which hold its integers; torch.save's files are the base class's.
+    save_pretrained = PlainModel.save_pretrained
+    config_name = PlainModel.config_name
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

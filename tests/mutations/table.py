@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from converters.verify.report import LEVELS
+from tests.mutations.layouts import LayoutResult
 from tests.mutations.trial import Correct, Trial
 
 INTRODUCTION = """\
@@ -30,6 +31,14 @@ CORRECT = """
 All four levels must pass. The largest values that gates measured, over all seeds, are what the tolerances in
 `converters/verify/tolerances.py` stand on; for agreement it is the share that differs. `a → b` is a conversion that
 casts from a to b.
+"""
+
+LAYOUTS = """
+## Every shipped layout
+
+Correct conversions of small models, and six kinds of wrong ones that any layout can have, tried on both directions of
+every shipped mapping. `-` is a level whose models can't be run on tokens alone; those are compared in
+`tests/mappings`. Modules are *not proved* where a plain model uses a weight without calling the module that holds it.
 """
 
 
@@ -59,6 +68,19 @@ def render(trials: Sequence[Trial], correct: Sequence[Correct], where: str, seed
         parts += [f"- {each.case}, {each.precision}, seed {each.seed}: {'; '.join(each.alarms)}" for each in alarms]
         parts += [""]
     return "\n".join(parts)
+
+
+def render_layouts(results: Sequence[LayoutResult]) -> str:
+    """The part of the page about every shipped layout."""
+    rows = [f"| mapping | {' | '.join(LEVELS)} | wrong ones caught | |", f"|{'---|' * (len(LEVELS) + 3)}"]
+    for each in results:
+        verdicts = " | ".join(each.verdicts.get(level, "-") for level in LEVELS)
+        caught = _share(not problem for problem in each.problems.values())
+        rows.append(f"| {each.name} | {verdicts} | {caught} | {each.excepted} |")
+    wrong = [
+        f"- {each.name}: {kind}: {problem}" for each in results for kind, problem in each.problems.items() if problem
+    ]
+    return "\n".join([LAYOUTS, *rows, "", *wrong])
 
 
 def _mutants(trials: Sequence[Trial]) -> Iterable[str]:

@@ -48,7 +48,7 @@ def test_missing_tensor(check: Check) -> None:
     finding = only(check(change, level="accounting"), "missing-tensor")
     assert (finding.where, finding.layer, finding.expected) == (f"{LAYER}.ff.linear1.bias", 1, "[80] F32")
     assert finding.rule is not None
-    assert "phi2_to_tenny.yaml:26" in finding.rule
+    assert "phi2_to_tenny.yaml:28" in finding.rule
 
 
 def test_a_missing_tensor_that_has_a_prefix_too_many_is_recognised(check: Check) -> None:

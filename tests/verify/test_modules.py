@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from converters.verify import modules
 from converters.verify.models import open_source, open_target
 from converters.verify.module_pairs import feature_order, pair_modules
+from converters.verify.module_runs import Outcome
 from converters.verify.modules import check_modules
 from converters.verify.precision import choose_precision, exact_arithmetic
 from converters.verify.report import LevelResult, Verdict
@@ -44,7 +46,7 @@ def test_correct_conversions_pass(case: Case, correct: dict[str, Path]) -> None:
     result = run(case, correct[case.name])
     assert result.verdict is Verdict.PASS, result.reason
     blocks = [each for each in result.measurements if each.kind == "block"]
-    assert [block.layer for block in blocks] == [0, 1, 2]
+    assert [block.layer for block in blocks] == ([0, 1, 2] if case.has_blocks else [])
     assert all(block.added is not None and block.inherited is not None for block in blocks)
     # With the same weights and the same input, the source's own module gives the same bits.
     assert all(each.relative == 0 for each in result.measurements if each.values["compared"] == "weights")
@@ -181,3 +183,25 @@ def test_streaming_gives_the_same_numbers(case: Case, correct: dict[str, Path]) 
 def test_on_a_gpu(correct: dict[str, Path]) -> None:
     assert run(PHI, correct[PHI.name], device="cuda").verdict is Verdict.PASS
     assert torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("kind", "block", "order", "inherited", "excused"),
+    [
+        ("call", None, 0, 1e-7, True),
+        ("call", None, 0, 0.5, False),
+        ("weights", None, 0, 1e-7, False),
+        ("call", "layers.0", 0, 1e-7, False),
+        ("call", None, 9, 1e-7, False),
+    ],
+)
+def test_a_module_before_the_blocks_may_compute_something_else_if_it_is_made_up_for(
+    kind: str,
+    block: str | None,
+    order: int,
+    inherited: float,
+    excused: bool,  # noqa: FBT001
+) -> None:
+    embedding = Outcome(kind, "embed", "embedder", block, order, 1.0, 1.0)
+    first = Outcome("block", "layers.0", "blocks.0", "layers.0", 5, 0.0, 0.0, inherited, 0.0)
+    assert modules._made_up_for(embedding, [embedding, first], 1e-5) is excused

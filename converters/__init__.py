@@ -4,6 +4,8 @@
     converters.convert(spec, "phi-2/", "tenny/")
     state_dict = converters.convert_state_dict(spec, model.state_dict())
     with converters.open_converted(spec, "phi-2/") as lazy: ...
+    converters.load_into(model, spec, "phi-2/")
+    converters.save_converted(spec, model.state_dict(), "phi-2-tuned/", reverse=True, config=config)
     converters.verify(spec, "phi-2/", "tenny/").raise_for_failure()
 
 Importing this never imports torch; the calls that give tensors do. Each name is imported when it is first used, so that
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     )
     from converters.lazy import ConvertedCheckpoint, open_converted
     from converters.library import load_spec, shipped_specs
+    from converters.load import load_into
     from converters.plan import Plan
+    from converters.sharded import save_converted
     from converters.spec import Spec
     from converters.state_dict import convert_state_dict
     from converters.storage.checkpoint import open_checkpoint
@@ -65,10 +69,12 @@ __all__ = [
     "WeightmapError",
     "convert",
     "convert_state_dict",
+    "load_into",
     "load_spec",
     "open_checkpoint",
     "open_converted",
     "prepare",
+    "save_converted",
     "shipped_specs",
     "verify",
 ]
@@ -90,7 +96,9 @@ _NAMES_BY_HOME = {
     ),
     "lazy": ("ConvertedCheckpoint", "open_converted"),
     "library": ("load_spec", "shipped_specs"),
+    "load": ("load_into",),
     "plan": ("Plan",),
+    "sharded": ("save_converted",),
     "spec": ("Spec",),
     "state_dict": ("convert_state_dict",),
     "storage.checkpoint": ("open_checkpoint",),

@@ -1,0 +1,245 @@
+"""An output in an object store, whose readers see the files that say what it is last, so never half of it as a whole.
+
+Stores have no directories and no renames, so the promises are weaker than those of `publish.py`:
+
+- Shards are written to a local disk one at a time, uploaded, and removed; the index and config.json come last.
+- What replaces something is uploaded beside it, as `.NAME.staging-*`, and moved there once it is complete. Moving takes
+  a while, and isn't one step: a kill in the middle leaves the new one complete under the other name.
+- After an error nothing that was uploaded is left. After a kill something may be, in parts that no index names.
+- There are no locks: two runs with one output are not kept apart.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from converters.errors import CheckpointError, OutputError, OutputExistsError
+from converters.output_checks import is_of_checkpoint
+from converters.parts import split_key
+from converters.plan import Plan
+from converters.sharding import Shard, index_filename
+from converters.storage.base import CheckpointWriter
+from converters.storage.checkpoint import shard_family
+from converters.storage.dcp_metadata import SUFFIX as DISTRIBUTED
+from converters.storage.files import write_new_file
+from converters.storage.object_store import ObjectStore, object_store
+from converters.storage.remote_path import RemotePath
+from converters.storage.safetensors_index import build_index, is_index
+from converters.storage.writers import open_writer
+from converters.text import printable
+
+_LISTED = 5
+_STAGING_DIGITS = 8
+
+
+class Upload:
+    """Files that are written to `staging` and uploaded from there.
+
+    Attributes:
+        staging: a local directory.
+    """
+
+    def __init__(self, store: ObjectStore, root: RemotePath, staging: Path) -> None:
+        self.staging = staging
+        self._store = store
+        self._root = root
+        self._sent: list[str] = []
+
+    @staticmethod
+    def spooled_nbytes(plan: Plan) -> int:
+        """The most bytes that are in `staging` at once, about."""
+        return max((sum(info.nbytes for info in shard.tensors) for shard in plan.shards), default=0)
+
+    def send(self, file: Path) -> None:
+        """Upload a file, and remove it here.
+
+        Raises:
+            OutputError: the store refused, or has another number of bytes than were sent.
+        """
+        key = f"{self._root}/{file.relative_to(self.staging).as_posix()}"
+        nbytes = file.stat().st_size
+        self._sent.append(key)
+        with _as_output():
+            found = self._store.upload(file, key)
+        if found != nbytes:
+            what = f"{nbytes:,} bytes were uploaded, and the store has {max(found, 0):,}"
+            raise OutputError(what, printable(key), "Start again; if it stays so, look at the store.")
+        file.unlink()
+
+    def send_rest(self) -> None:
+        """Upload all that is left, what makes it complete last."""
+        for file in sorted((path for path in self.staging.rglob("*") if path.is_file()), key=_order):
+            self.send(file)
+
+    def remove(self) -> None:
+        """Remove what was uploaded, as far as the store lets us."""
+        for key in reversed(self._sent):
+            with suppress(CheckpointError):
+                self._store.remove(key)
+
+    def move_to(self, output: RemotePath, old: Sequence[str]) -> None:
+        """Put what was uploaded in the place of something else.
+
+        Raises:
+            OutputError: the store refused; what was uploaded is kept.
+        """
+        try:
+            for key in sorted(old, key=_order_of_key, reverse=True):
+                self._store.remove(key)
+            for key in sorted(self._sent, key=_order_of_key):
+                self._store.move(key, f"{output}{key.removeprefix(str(self._root))}")
+        except CheckpointError as error:
+            raise _KeptError(
+                f"can't be replaced completely: {error.problems[0].what}; the new one is complete in "
+                f"{printable(str(self._root))} and {printable(str(output))} together",
+                printable(str(output)),
+                "Move the files yourself, or start again with another output.",
+            ) from error
+
+
+class _KeptError(OutputError):
+    """What was uploaded must not be removed any more."""
+
+
+@contextmanager
+def uploading(output: RemotePath, *, overwrite: bool = False, inputs: Sequence[Path] = ()) -> Iterator[Upload]:
+    """Give a place to write into; what was not sent when the block ends well is sent then.
+
+    Args:
+        output: the directory to make, as a URL.
+        overwrite: replace a checkpoint that is there.
+        inputs: what is read meanwhile.
+
+    Raises:
+        OutputExistsError: something is there, and may not be replaced.
+        OutputError: the store refused.
+    """
+    if len(output.parts) < 3:  # noqa: PLR2004 - a scheme, a bucket, and a name in it
+        raise OutputError(
+            "the output needs a name in its bucket", printable(str(output)), "Such as: s3://bucket/model."
+        )
+    for given in inputs:
+        if isinstance(given, RemotePath) and (output == given or output in given.parents or given in output.parents):
+            what = f"the output and the input, {printable(str(given))}, aren't apart"
+            raise OutputError(what, printable(str(output)), "Choose an output elsewhere; inputs are never changed.")
+    with _as_output():
+        store = object_store(output.scheme)
+        old = store.files(str(output))
+    _check_replaceable(output, old, overwrite=overwrite)
+    name = f".{output.name}.staging-{secrets.token_hex(_STAGING_DIGITS)}"
+    root = output.parent / name if old else output
+    with tempfile.TemporaryDirectory(prefix="weightmap-") as staging:
+        upload = Upload(store, root, Path(staging))
+        try:
+            yield upload
+            upload.send_rest()
+            if root != output:
+                upload.move_to(output, old)
+        except _KeptError:
+            raise
+        except BaseException:
+            upload.remove()
+            raise
+
+
+class UploadingWriter:
+    """Writes each shard as a checkpoint of its own, checks and uploads it, and then what says that they are one."""
+
+    def __init__(self, upload: Upload, shards: Sequence[Shard]) -> None:
+        """Nothing is written yet.
+
+        Raises:
+            OutputError: there are no shards, or their format has no files that stand for themselves.
+        """
+        if not shards or any(shard.filename.endswith(DISTRIBUTED) for shard in shards):
+            what = "a distributed checkpoint isn't written to an object store" if shards else "there are no tensors"
+            raise OutputError(what, hint="Convert into a local directory and copy that, or choose another --format.")
+        self._upload = upload
+        self._shards = shards
+        self._writer: CheckpointWriter | None = None
+
+    def start_shard(self, shard: int) -> None:
+        """See `CheckpointWriter`; one is written at a time."""
+        self._writer = open_writer(self._upload.staging, [self._shards[shard]])
+        self._writer.start_shard(0)
+
+    def write_from(self, name: str, offset: int, data: memoryview) -> None:
+        """See `CheckpointWriter`."""
+        self._open().write_from(name, offset, data)
+
+    def finish_shard(self, shard: int) -> None:
+        """See `CheckpointWriter`."""
+        del shard  # it is the one that was started
+        writer = self._open()
+        writer.finish_shard(0)
+        for file in writer.finish():
+            self._upload.send(file)
+        self._writer = None
+
+    def finish(self) -> Sequence[Path]:
+        """Write the indexes; what was uploaded isn't here any more."""
+        parts: dict[tuple[str, str], list[Shard]] = {}
+        for shard in self._shards:
+            infos = tuple(replace(info, name=split_key(info.name)[1]) for info in shard.tensors)
+            named = Shard(PurePosixPath(shard.filename).name, infos if shard.part else shard.tensors)
+            parts.setdefault((str(PurePosixPath(shard.filename).parent), shard.part), []).append(named)
+        written = []
+        for (folder, _), shards in parts.items():
+            first = shards[0].filename
+            family = shard_family(first)
+            if len(shards) > 1 and family is not None:
+                path = self._upload.staging / folder / index_filename(family, PurePosixPath(first).suffix)
+                write_new_file(path, build_index(shards)[0])
+                written.append(path)
+        return written
+
+    def abort(self) -> None:
+        """See `CheckpointWriter`."""
+        if self._writer is not None:
+            self._writer.abort()
+
+    def _open(self) -> CheckpointWriter:
+        if self._writer is None:
+            raise ValueError("no shard is open for writing")
+        return self._writer
+
+
+def _check_replaceable(output: RemotePath, old: Sequence[str], *, overwrite: bool) -> None:
+    where = printable(str(output))
+    if not old:
+        return
+    if not overwrite:
+        raise OutputExistsError("already exists", where, "Choose another output, or replace this one with --overwrite.")
+    root = f"{output}/"
+    unknown = [key for key in old if not (key.startswith(root) and is_of_checkpoint(key.removeprefix(root)))]
+    if unknown:
+        shown = ", ".join(printable(key.removeprefix(root)) for key in unknown[:_LISTED])
+        raise OutputExistsError(
+            f"is not replaced, since it holds what no checkpoint does: {shown}",
+            where,
+            "Choose another output, or remove it yourself.",
+        )
+
+
+def _order(file: Path) -> tuple[int, str]:
+    return _order_of_key(file.as_posix())
+
+
+def _order_of_key(key: str) -> tuple[int, str]:
+    """Weights and what is carried first, then config.json, then what says which shards there are."""
+    name = key.rpartition("/")[2]
+    return (2 if is_index(name) else 1 if name.endswith("config.json") else 0, key)
+
+
+@contextmanager
+def _as_output() -> Iterator[None]:
+    """What goes wrong with a store that is written is an error of the output."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise OutputError(error.problems) from error

@@ -74,7 +74,8 @@ class Completeness:
             if rule.condition is None:
                 lacking, number = _missing(indices, there)
             else:
-                lacking = [at for at in _product(indices) if at not in there and _is_wanted(rule, ranged, at)]
+                wanted = (at for at in _product(indices) if _is_wanted(rule, [*ranged, *named], (*at, *chosen)))
+                lacking = [at for at in wanted if at not in there]
                 number = len(lacking)
             missing.extend((*at, *chosen) for at in lacking)
             count += number
@@ -227,7 +228,7 @@ def _ranged(rule: BoundRule) -> tuple[list[str], list[Sequence[int]]]:
     return list(known), list(known.values())
 
 
-def _is_wanted(rule: BoundRule, names: Sequence[str], at: Coordinates) -> bool:
+def _is_wanted(rule: BoundRule, names: Sequence[str], at: Sequence[int | str]) -> bool:
     """Whether the rule's condition holds there; where it looks at more than these, that can't be said."""
     if rule.condition is None or not rule.condition.needs() <= {*names}:
         return rule.condition is None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from converters.convert import Options, check, prepare
 from converters.engine import DEFAULT_MAX_MEMORY, materialize
 from converters.operations.cast import parse_cast_dtype
 from converters.schedule import Budget
 from converters.spec import Spec
+from converters.storage.base import Closing
 from converters.tensor_info import TensorInfo
 from converters.torch_dtypes import to_torch
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from converters.plan import Plan
 
 
-class ConvertedCheckpoint(Mapping[str, "Tensor"]):
+class ConvertedCheckpoint(Mapping[str, "Tensor"], Closing):
     """See the module; `open_converted` makes one. Close it, or use it in a `with` statement."""
 
     def __init__(self, spec: Spec, source: Path | str, options: Options) -> None:
@@ -66,14 +66,6 @@ class ConvertedCheckpoint(Mapping[str, "Tensor"]):
     def close(self) -> None:
         """Close the source's files."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_converted(

@@ -81,6 +81,22 @@ class CheckpointReader(Protocol):
     ) -> None: ...
 
 
+class Closing:
+    """Closes itself at the end of a `with` statement."""
+
+    def close(self) -> None:
+        """Close the files."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class CheckpointWriter(Protocol):
     """Writes one checkpoint, whose tensors and shards are known beforehand, into a directory."""
 

@@ -12,10 +12,10 @@ from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from converters.errors import CheckpointError, Problem
+from converters.storage.base import Closing
 from converters.storage.dcp_chunks import Chunk
 from converters.storage.dcp_metadata import DcpMetadata, StoredChunk
 from converters.storage.open_files import OpenFiles, byte_view
@@ -58,7 +58,7 @@ class _Part:
     strides: tuple[int, ...] | None
 
 
-class DcpReader:
+class DcpReader(Closing):
     """Reads a distributed checkpoint, whose chunks it has found and checked on opening.
 
     Attributes:
@@ -132,14 +132,6 @@ class DcpReader:
     def close(self) -> None:
         """Close all files; reading is an error from now on."""
         self._files.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read_part(
         self, part: _Part, shape: tuple[int, ...], span: tuple[int, int], data: memoryview, offset: int

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from converters.errors import CheckpointError, Problem
+from converters.storage.base import Closing
 from converters.storage.npy_header import (
     MAX_HEADER_NBYTES,
     PREFIX_NBYTES,
@@ -40,7 +40,7 @@ class _Array:
     header: NpyHeader
 
 
-class NpzReader:
+class NpzReader(Closing):
     """Reads the arrays of an `.npz` file; each is a tensor under its own name.
 
     An array that is stored as it is, is read where it lies. One that is compressed is inflated once, into a temporary
@@ -123,14 +123,6 @@ class NpzReader:
         if contents is not None:
             contents.close()
         self._files.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read_headers(self) -> dict[str, _Array]:
         files, filename = self._files, self._filename

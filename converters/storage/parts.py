@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from types import TracebackType
-from typing import Self
 
 from converters.errors import CheckpointError, Problem
 from converters.parts import SEPARATOR, Part, split_key
 from converters.sharding import DEFAULT_SUFFIX, Shard
 from converters.spec import Side
-from converters.storage.base import CheckpointReader, CheckpointWriter
+from converters.storage.base import CheckpointReader, CheckpointWriter, Closing
 from converters.storage.checkpoint import open_checkpoint
 from converters.tensor_info import TensorInfo
 from converters.text import printable
@@ -90,7 +88,7 @@ def _find(directory: Path, parts: Sequence[Part]) -> Iterator[tuple[str, Path]]:
             yield label, folder / chosen[0]
 
 
-class PartsReader:
+class PartsReader(Closing):
     """Several opened checkpoints as one, whose keys begin with their labels."""
 
     def __init__(self, path: Path, readers: Mapping[str, CheckpointReader], notes: Sequence[Problem] = ()) -> None:
@@ -121,14 +119,6 @@ class PartsReader:
         """Close all of them."""
         for reader in self.readers.values():
             reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class PartsWriter:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from converters.errors import CheckpointError, Problem
+from converters.storage.base import Closing
 from converters.storage.open_files import OpenFiles, byte_view
 from converters.storage.safetensors_header import (
     LENGTH_NBYTES,
@@ -21,7 +21,7 @@ from converters.text import printable
 _SNIFFED_NBYTES: Final = 512
 
 
-class SafetensorsReader:
+class SafetensorsReader(Closing):
     """Reads safetensors files, whose headers it has checked on opening; keeps one descriptor for each.
 
     Attributes:
@@ -80,14 +80,6 @@ class SafetensorsReader:
     def close(self) -> None:
         """Close all files; reading is an error from now on."""
         self._files.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open_all(self, filenames: Sequence[str]) -> None:
         headers: dict[str, SafetensorsHeader] = {}

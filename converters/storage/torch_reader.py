@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from converters.errors import CheckpointError, Problem
+from converters.storage.base import Closing
 from converters.storage.content import HINTS, sniff
 from converters.storage.crc import PiecewiseCrc
 from converters.storage.open_files import OpenFiles, byte_view
@@ -29,7 +29,7 @@ _ZIP_START: Final = b"PK\x03\x04"
 _CHUNK: Final = 1 << 20
 
 
-class TorchReader:
+class TorchReader(Closing):
     """Reads files of `torch.save`, whose pickles it has read on opening, without running them.
 
     Attributes:
@@ -103,14 +103,6 @@ class TorchReader:
     def close(self) -> None:
         """Close all files; reading is an error from now on."""
         self._files.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read(self, filename: str, extent: Extent, position: int, into: memoryview) -> None:
         """Read a part of a storage, and add it to the storage's CRC; `position` counts from the storage's start."""

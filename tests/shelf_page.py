@@ -25,15 +25,15 @@ _END = """\
 ## What stands in for a package
 
 Of some layouts no package can be installed, or none computes on a CPU: Meta's Llama, Mistral AI's consolidated files,
-google/gemma_pytorch, nanoGPT, metaseq, Phi-2's first release, Google's BERT in TensorFlow, Llama's names for GPT-NeoX and
-Falcon, the single file of Stable Diffusion. A plain forward in the tests stands in for each, written from its
+google/gemma_pytorch, nanoGPT, metaseq, Phi-2's first release, Google's BERT in TensorFlow, Llama's names for GPT-NeoX
+and Falcon, the single file of Stable Diffusion. A plain forward in the tests stands in for each, written from its
 documentation; the other side is the package named above. Megatron-Core runs with its own layers: those of Transformer
 Engine need CUDA, and their key names come from the package's own table.
 
 ## What isn't there
 
-GPT-2 for LitGPT: its model has no learned positions, so for one token repeated its logits are the same at every position,
-whatever its weights, and GPT-2's are not. A test shows it (`tests/mappings/test_litgpt.py`).
+GPT-2 for LitGPT: its model has no learned positions, so for one token repeated its logits are the same at every
+position, whatever its weights, and GPT-2's are not. A test shows it (`tests/mappings/test_litgpt.py`).
 """
 
 _COLUMNS = (

@@ -49,7 +49,11 @@ def test_plain_values_are_what_pickle_makes_of_them(protocol: int, pickler: obje
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
-        lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text() | st.integers(-(2**63), 2**63), inner),
+        lambda inner: (
+            st.lists(inner)
+            | st.lists(inner).map(tuple)
+            | st.dictionaries(st.text() | st.integers(-(2**63), 2**63), inner)
+        ),
         max_leaves=20,
     ),
     st.sampled_from([3, 4, 5]),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from converters.config_map import check_config, complete_config, map_config, parse_assignments
+from converters.config_map import check_config, check_derived, complete_config, map_config, parse_assignments
 from converters.dims import Dims, evaluate_dims
 from converters.errors import CoverageError, Problem, SpecError
 from converters.expressions import Expression, Literal, Name, Scope, Unresolved, Value
@@ -164,12 +164,18 @@ def finish_config(bound: BoundSpec, learned: Mapping[str, int]) -> dict[str, Any
     """The target's config once the tensors have shown the dims that no config gives.
 
     Raises:
-        ConfigError: a value hangs on a dim that isn't known even then.
+        ConfigError: a value hangs on a dim that isn't known even then, or the source's config has another one.
     """
     if bound.target_config is None:
         return None
     names = {**bound.dims.names(), **learned}
-    return complete_config(bound.spec, bound.target_config, lambda value: value.evaluate(names, bound.config or {}))
+    found = complete_config(bound.spec, bound.target_config, lambda value: value.evaluate(names, bound.config or {}))
+    check_derived(
+        bound.spec,
+        bound.config or {},
+        lambda value: value.evaluate(names, found) if value.names() & learned.keys() else Unresolved("checked before"),
+    )
+    return found
 
 
 class _Binder:

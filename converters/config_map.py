@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from converters.config_mapping import ConfigMapping
@@ -87,20 +87,35 @@ def map_config(
                 problems.append(Problem(f"config.target.{section}.{path}: {value.reason}", where))
             elif value is not None:
                 _put(target, path, value)  # unresolved, where the tensors may still tell
-    for path, expression in mapping.source.derive.items():
-        present, derived = _get(config, path), evaluate(expression, target)
-        known = present is not _MISSING and present is not None and not isinstance(derived, Unresolved)
-        if known and derived != present:
-            problems.append(
-                Problem(
-                    f"{path} is {present!r}, but the way back would derive {derived!r}",
-                    where,
-                    "the spec can't express this config; its derivation or the config is wrong",
-                )
-            )
+    problems.extend(_not_derived(mapping, config, lambda expression: evaluate(expression, target), where))
     if problems:
         raise ConfigError(problems)
     return target
+
+
+def check_derived(spec: Spec, config: Mapping[str, Any], evaluate: Callable[[Expression], Value]) -> None:
+    """Check the values that only the tensors could tell, once they have; `evaluate` gives those of the way back.
+
+    Raises:
+        ConfigError: the config has another value than the way back would derive.
+    """
+    problems = list(_not_derived(spec.config or ConfigMapping(), config, evaluate, "the config"))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _not_derived(
+    mapping: ConfigMapping, config: Mapping[str, Any], evaluate: Callable[[Expression], Value], where: str
+) -> Iterator[Problem]:
+    for path, expression in mapping.source.derive.items():
+        present, derived = _get(config, path), evaluate(expression)
+        known = present is not _MISSING and present is not None and not isinstance(derived, Unresolved)
+        if known and derived != present:
+            yield Problem(
+                f"{path} is {present!r}, but the way back would derive {derived!r}",
+                where,
+                "the spec can't express this config; its derivation or the config is wrong",
+            )
 
 
 def complete_config(spec: Spec, target: Mapping[str, Any], evaluate: Callable[[Expression], Value]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,19 +45,22 @@ def load_into(
         The plan that was carried out.
 
     Raises:
-        CheckpointError: keys, shapes or dtypes of the model differ from the converted checkpoint's; all of them, and
-            nothing is loaded then.
+        CheckpointError: keys, shapes or dtypes of the model differ from the converted checkpoint's, or weights that
+            are tied in the model differ there; all of them, and nothing is loaded then.
         WeightmapError: as `convert`.
     """
     import torch
 
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    again: dict[str, Tensor] = model.state_dict(keep_vars=True)
     with open_converted(spec, source, reverse=reverse, dtype=dtype, config=config, dims=dims) as converted:
         shared = _shared(state)
         problems = [
             *_keys_that_differ(converted, state, shared),
             *(problem for name in converted if name in state for problem in _unlike(converted, name, state[name])),
+            *_made_anew(state, again),
         ]
+        problems = problems or list(_torn(converted, shared))
         if problems:
             raise CheckpointError(problems)
         with torch.no_grad():
@@ -66,10 +69,40 @@ def load_into(
         return converted.plan
 
 
+def _place(tensor: Any) -> tuple[object, ...]:  # noqa: ANN401 - a Tensor or a DTensor, or what get_extra_state gives
+    """Where a tensor lies; itself, where it has no memory of its own."""
+    local = tensor.detach().to_local() if is_sharded(tensor) else tensor
+    start = local.data_ptr() if hasattr(local, "data_ptr") else 0
+    return (start, local.dtype, tuple(local.shape), local.stride()) if start else (id(tensor),)
+
+
 def _shared(state: Mapping[str, Tensor]) -> dict[str, str]:
     """For each name whose tensor another name has as well (tied weights), the first such name."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
+    first: dict[tuple[object, ...], str] = {}
+    return {name: first.setdefault(_place(tensor), name) for name, tensor in state.items()}
+
+
+def _made_anew(state: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> Iterator[Problem]:
+    """Tensors that `state_dict()` computes each time: what is loaded into them, the model never sees."""
+    places = {name: _place(tensor) for name, tensor in state.items()}
+    for name in (name for name, place in places.items() if len(place) > 1 and name in again):
+        if _place(again[name]) != places[name]:
+            yield Problem("the model's state_dict() makes this anew each time, so it can't be filled", printable(name))
+
+
+def _torn(converted: ConvertedCheckpoint, shared: Mapping[str, str]) -> Iterator[Problem]:
+    """Names that are one tensor in the model, and not the same in the converted checkpoint."""
+    import torch
+
+    first: dict[str, str] = {}
+    for name in converted:
+        other = first.setdefault(shared[name], name)
+        if other == name:
+            continue
+        one, two = (converted[each].reshape(-1).view(torch.uint8) for each in (other, name))
+        if not torch.equal(one, two):
+            what = f"{printable(other)} is the same tensor in the model, and another one in the converted checkpoint"
+            yield Problem(what, printable(name), "give the model one for each: its weights are tied")
 
 
 def _keys_that_differ(
@@ -102,6 +135,8 @@ def _unlike(converted: ConvertedCheckpoint, name: str, tensor: Tensor) -> list[P
     if tensor.is_meta:
         hint = "give it memory first: model.to_empty(device=...)"
         found.append(Problem("the model's tensor is on the meta device", printable(name), hint))
+    if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        found.append(Problem("elements of the model's tensor share memory", printable(name), "clone() it first"))
     return found
 
 

@@ -15,6 +15,7 @@ from converters.keys import Binding, KeyTrie, matches_drop
 from converters.layout import UNUSED, Blocks, walk
 from converters.lowering import MAX_KEYS
 from converters.match_problems import MatchProblems
+from converters.parts import SEPARATOR, split_key
 from converters.pattern import Choice
 from converters.plan import Dropped
 from converters.spec import Term
@@ -85,7 +86,7 @@ class _Matcher:
         seen: dict[str, str] = {}
         prefixes = self.bound.spec.source.strip_prefix
         for source, name in enumerate(self.names):
-            key = strip_prefixes(name, prefixes) if prefixes else name
+            key = self._stripped(name, prefixes) if prefixes else name
             if prefixes and key in seen:
                 self.report.add(
                     f"{printable(seen[key])} and {printable(name)} are the same key once their prefixes are stripped"
@@ -125,6 +126,12 @@ class _Matcher:
                 self._check_complete(rule, instances)
             matches.append(RuleMatch(rule, tuple(instances)))
         return Matches(tuple(matches), tuple(dropped), tuple(self.problems), counts)
+
+    def _stripped(self, name: str, prefixes: Sequence[str]) -> str:
+        """The key without the wrappers' prefixes; where keys have labels, they stand behind those."""
+        label, inner = split_key(name) if self.bound.spec.source.files else ("", name)
+        key = strip_prefixes(inner, prefixes)
+        return f"{label}{SEPARATOR}{key}" if label else key
 
     def _count(self) -> dict[str, int]:
         """The dims that the keys tell: the largest number that any key has for their placeholders, and one more."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from converters.errors import Location, SpecError
+from converters.errors import CoverageError, Location, SpecError
 from converters.sharding import Shard, split_into_shards
 from converters.tensor_info import TensorInfo
+from converters.text import printable
 
 SEPARATOR: Final = ":"
 WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
@@ -120,6 +121,15 @@ def parse_config_entry(label: str, file: str, location: Location | None = None) 
     return label, file
 
 
+def same_file(parts: Sequence[Part]) -> tuple[Part, Part] | None:
+    """Two parts that one file would be, since a file is found whatever its suffix; None where each has its own."""
+    for number, part in enumerate(parts):
+        for other in (*parts[:number], *parts[number + 1 :]):
+            if not other.numbered and part.label_of(other.file_text) is not None:
+                return part, other
+    return None
+
+
 def _path_inside(file: str, location: Location | None, hint: str) -> PurePosixPath:
     path = PurePosixPath(file)
     inside = not path.is_absolute() and ".." not in path.parts and "\\" not in file and file.isprintable()
@@ -157,6 +167,9 @@ def shards_of_parts(parts: Sequence[Part], tensors: Sequence[TensorInfo], max_sh
 
     A numbered file is always one, since its number says already what part it is. Others that would grow past the
     limit become several, with an index.
+
+    Raises:
+        CoverageError: a label is no number, and its file needs one.
     """
     by_label: dict[str, list[TensorInfo]] = {}
     for info in tensors:
@@ -168,6 +181,9 @@ def shards_of_parts(parts: Sequence[Part], tensors: Sequence[TensorInfo], max_sh
         part = plain.get(label, numbered)
         if part is None:
             raise AssertionError(f"the spec's check lets no key with the label {label!r} pass")
+        if part.numbered and not (label.isascii() and label.isdigit() and str(int(label)) == label):
+            what = f"{printable(infos[0].name)}: {printable(label)} is no number, and {part.file_text} needs one"
+            raise CoverageError(what, hint=f"make it one, as in 'placeholders: {{{part.label}: int}}'")
         stem = part.stem(label)
         if part.numbered:
             files = shards_in_one(stem + part.suffix, infos)

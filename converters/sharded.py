@@ -6,6 +6,7 @@ in memory only while a target that is not simply the same tensor is made of it.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -197,6 +198,8 @@ def save_converted(  # noqa: PLR0913 - each is an option of its own, as those of
     with ExitStack() as stack:
         staging = _on_first(lambda: stack.enter_context(publishing(output, overwrite=overwrite)))
         _everywhere(lambda: _write(plan, targets, staging))
+        scalars = {name: _whole(tensor) for name, tensor in targets.items() if tensor.ndim == 0}
+        _on_first(lambda: _write_scalars(staging, scalars))
         _on_first(lambda: _finish(plan, staging, direction, target_dtype))
         _on_first(stack.close)
     return plan
@@ -227,13 +230,26 @@ def _apart(targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def _write_scalars(staging: Path, scalars: Mapping[str, Tensor]) -> None:
+    """Write tensors without dimensions: torch leaves zeros in their place when it joins the files of the ranks."""
+    shutil.rmtree(staging / _SHARDS, ignore_errors=True)
+    with open_checkpoint(staging) as reader:
+        files = {name: staging / reader.file_of[name] for name in scalars if name in reader.tensors}
+    for name, path in files.items():
+        with path.open("r+b") as file:
+            nbytes = int.from_bytes(file.read(8), "little")
+            first, _ = json.loads(file.read(nbytes))[name]["data_offsets"]
+            file.seek(8 + nbytes + first)
+            file.write(raw_elements(scalars[name]).tobytes())
+
+
 def _write_alone(plan: Plan, targets: Mapping[str, Tensor], staging: Path) -> None:
     writer = SafetensorsWriter(staging, plan.shards)
     try:
         for number, shard in enumerate(plan.shards):
             writer.start_shard(number)
             for info in (info for info in shard.tensors if info.nbytes):
-                writer.write_from(info.name, 0, raw_elements(targets[info.name]).data)
+                writer.write_from(info.name, 0, raw_elements(_whole(targets[info.name])).data)
             writer.finish_shard(number)
         writer.finish()
     except BaseException:
@@ -243,7 +259,6 @@ def _write_alone(plan: Plan, targets: Mapping[str, Tensor], staging: Path) -> No
 
 def _finish(plan: Plan, staging: Path, spec: Spec, dtype: DType | None) -> None:
     """Compare what was written with the plan, and write the config."""
-    shutil.rmtree(staging / _SHARDS, ignore_errors=True)
     planned = {target.info.name: target.info for target in plan.targets}
     with open_checkpoint(staging) as reader:
         wrong = [name for name in {**planned, **reader.tensors} if reader.tensors.get(name) != planned.get(name)]

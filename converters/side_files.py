@@ -102,8 +102,18 @@ def read_config(path: Path, side: Side = PLAIN) -> dict[str, Any] | None:
         config = load_config(resolve_member(root, name), name) if (root / name).exists() else None
     for label, inner in _configs_of_parts(side):
         if (root / inner).exists():
+            if config is not None and label in config:
+                raise _two_of(label, str(root / side.config_file), inner)
             config = {**(config or {}), label: load_config(resolve_member(root, inner))}
     return config
+
+
+def _two_of(label: str, main: str, inner: str) -> ConfigError:
+    return ConfigError(
+        f"'{printable(label)}' is a key of it, and the label of {printable(inner)}",
+        printable(main),
+        "with 'config_file: null', and the main config under 'files:' with a label of its own, the two are apart",
+    )
 
 
 def _configs_of_parts(side: Side) -> list[tuple[str, str]]:
@@ -134,6 +144,8 @@ def write_config(directory: Path, config: Mapping[str, Any], side: Side = PLAIN)
     rest = dict(config)
     for label, file in _configs_of_parts(side):
         inner = rest.pop(label, None)
+        if inner is not None and not isinstance(inner, Mapping):
+            raise _two_of(label, side.config_file, file)
         if inner is not None:
             (directory / file).parent.mkdir(parents=True, exist_ok=True)
             _write_config_file(directory / file, inner)

@@ -8,7 +8,7 @@ from pathlib import Path
 from converters.config_mapping import ConfigMapping, ConfigSide
 from converters.dims import Expression, is_dim_name, parse_expression
 from converters.errors import Location, Problem, SpecError
-from converters.parts import Part, parse_config_entry, parse_part
+from converters.parts import Part, parse_config_entry, parse_part, same_file
 from converters.pattern import Kind, parse_kind
 from converters.rule_file import read_rename, read_rule
 from converters.spec import CONFIG_FILE, LANGUAGE_VERSION, Dim, Drop, Note, Rule, Side, Spec, digest_of
@@ -172,6 +172,10 @@ class _Parser:
                 parts.append(part)
         if node is not None and sum(part.numbered for part in parts) > 1:
             self.reader.problem(f"{what}: only one of the files can have a placeholder", node)
+        if node is not None and (same := same_file(parts)) is not None:
+            both = " and ".join(f"{part.label_text}: {part.file_text}" for part in same)
+            hint = "a file is found whatever its suffix, so give each a name of its own"
+            self.reader.problem(f"{what}: {both} could be one file", node, hint)
         return tuple(parts)
 
     def _config_file(self, node: Node | None, what: str) -> str:

@@ -46,6 +46,12 @@ def test_without_a_config_ranges_are_open() -> None:
     assert found.target_config is None
 
 
+def test_a_config_that_holds_nothing_is_a_config_too() -> None:
+    """Else a missing layer would go unnoticed."""
+    with pytest.raises(SpecError, match="needs L: config"):
+        bind(spec_of("dims: {L: config.L}\nrename: {'a.{i:2..L}': 'b.{i}'}"), {})
+
+
 def test_overrides_take_the_place_of_dims() -> None:
     assert bound({"L": 3}, L=7).rules[0].ranges == {"i": (0, 7)}
     with pytest.raises(SpecError, match="a value is given for M, and no dim is called that"):

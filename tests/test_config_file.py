@@ -10,6 +10,7 @@ import yaml
 
 from converters.config_file import config_text, load_config
 from converters.errors import ConfigError
+from converters.parts import parse_part
 from converters.side_files import find_side_files, read_config, write_config
 from converters.spec import Side
 
@@ -70,6 +71,19 @@ def test_configs_of_their_own(tmp_path: Path) -> None:
     assert find_side_files(tmp_path, [], side).left == ()
     (tmp_path / "model_index.json").unlink()
     assert read_config(tmp_path, side) == {"noise": {"steps": 3}}
+
+
+def test_a_key_of_the_main_config_is_not_taken_for_that_of_a_component(tmp_path: Path) -> None:
+    side = Side("a", config_file="model_index.json", files=(parse_part("unet", "unet/m.safetensors"),))
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"channels": 3}')
+    (tmp_path / "model_index.json").write_text('{"unet": ["diffusers", "UNet"]}')
+    with pytest.raises(ConfigError, match=r"'unet' is a key of it, and the label of unet/config\.json"):
+        read_config(tmp_path, side)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(ConfigError, match="'unet' is a key of it"):
+        write_config(out, {"unet": ["diffusers", "UNet"]}, side)
 
 
 def test_the_name_of_a_link_tells_the_format(tmp_path: Path) -> None:

@@ -129,3 +129,20 @@ def test_names_and_labels() -> None:
     assert not parse_layout("a b").has_rest
     assert [str(item) for item in walk(parse_layout("(a (b: 3))").dims)] == ["(a (b: 3))", "a", "(b: 3)", "3"]
     assert parse_layout("...") == WHOLE
+
+
+def test_a_layout_is_of_bounded_size() -> None:
+    """Lowering compares all pieces that blocks make; forty dimensions of two blocks would be a million million."""
+    blocks = [f"(a{number}: x{number} | b{number}: y{number})" for number in range(40)]
+    assert len(parse_layout(" ".join(blocks[:9])).dims) == 9
+    with pytest.raises(SpecError, match="its blocks cut a tensor into 1,099,511,627,776 pieces; at most 1,000"):
+        parse_layout(" ".join(blocks))
+    with pytest.raises(SpecError, match="it has 2,001 parts; at most 2,000 are read"):
+        parse_layout("a " * 2001)
+
+
+def test_a_long_layout_is_shown_around_the_place() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_layout("a " * 900 + "\x1b" + " b" * 900)
+    assert len(str(caught.value)) < 1000
+    assert "\x1b" not in str(caught.value)

@@ -241,3 +241,18 @@ def test_no_rule_sees_what_another_makes() -> None:
     body = "rename: {norm0: norm1, norm1: norm2, norm2: norm0}"
     plan = plan_of(body, {"norm0": (1,), "norm1": (2,), "norm2": (3,)})
     assert targets_of(plan) == {"norm1": (1,), "norm2": (2,), "norm0": (3,)}
+
+
+@pytest.mark.parametrize(("kind", "when"), [("weight|bias", "p == 'weight' or config.bias[i]"), ("name", "p != 'z'")])
+def test_a_missing_layer_where_the_condition_looks_at_a_name_too(kind: str, when: str) -> None:
+    rule = f'{{from: "h.{{i}}.{{p:{kind}}}", to: "g.{{i}}.{{p}}", when: "{when}"}}'
+    body = f"dims: {{L: config.L}}\nplaceholders: {{i: 0..L}}\nrules:\n  - {rule}\n"
+    config = {"L": 3, "bias": [True, False, True]}
+    shapes = {f"h.{i}.weight": S for i in range(3)} | {"h.0.bias": S, "h.1.bias": S, "h.2.bias": S}
+    if kind != "name":
+        del shapes["h.1.bias"]
+    assert len(targets_of(plan_of(body, shapes, config=config))) == len(shapes)
+    for lost in ("h.1.weight", "h.2.bias"):
+        text = refusal_of(body, {key: S for key in shapes if key != lost}, config=config)
+        _, i, p = lost.split(".")
+        assert f"no key for i={i}, p={p}\n" in text

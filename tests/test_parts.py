@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from converters.errors import SpecError
-from converters.parts import common_label, label_prefix, parse_config_entry, parse_part, shards_of_parts, split_key
+from converters.errors import CoverageError, SpecError
+from converters.parts import (
+    common_label,
+    label_prefix,
+    parse_config_entry,
+    parse_part,
+    same_file,
+    shards_of_parts,
+    split_key,
+)
 from converters.tensor_info import DType, TensorInfo
 
 RANKS = parse_part("{t}", "consolidated.{t:02}.pth")
@@ -112,3 +120,25 @@ def test_a_numbered_part_is_one_file_and_a_component_may_be_several() -> None:
         "unet/model-00002-of-00002.safetensors",
     ]
     assert [shard.filename for shard in shards_of_parts([UNET], infos, 80)] == ["unet/model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"unet": "x/model.safetensors", "vae": "x/model.bin"},
+        {"{t}": "rank.{t}.pth", "first": "rank.0.pth"},
+        {"first": "rank.12.pth", "{t}": "rank.{t:02}.safetensors"},
+    ],
+)
+def test_two_parts_that_one_file_would_be(files: dict[str, str]) -> None:
+    parts = [parse_part(label, file) for label, file in files.items()]
+    found = same_file(parts)
+    assert found is not None
+    assert {part.label_text for part in found} == files.keys()
+    assert same_file([RANKS, UNET, parse_part("all", "consolidated.1.pth")]) is None
+
+
+@pytest.mark.parametrize("label", ["foo", "07", "-1", "\u0663"])
+def test_a_label_that_is_no_number_has_no_numbered_file(label: str) -> None:
+    with pytest.raises(CoverageError, match=r"is no number, and consolidated.\{t:02\}.pth needs one"):
+        shards_of_parts([RANKS], [TensorInfo(f"{label}:w", (2,), DType.F32)], 100)

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import converters
 from converters.sharded import _everywhere as everywhere
@@ -69,6 +69,11 @@ try:
 except converters.WeightmapError as error:
     print(f"failed on {dist.get_rank()} {type(error).__name__}\\n", end="", flush=True)
 
+scalar = distribute_tensor(torch.tensor(3.5), mesh, [Replicate()])
+rows = distribute_tensor(torch.arange(6.0).reshape(3, 2), mesh, [Shard(0)])
+scalars = {"scale": scalar, "plain": torch.tensor(-7.0), "rows": rows}
+converters.save_converted(converters.load_spec(work / "scalars.yaml"), scalars, work / "scalars")
+
 
 def fails_on_the_second() -> None:
     if dist.get_rank() == 1:
@@ -89,6 +94,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("torchrun")
     tiny_phi(11).save_pretrained(work / "phi")
     (work / "worker.py").write_text(WORKER)
+    (work / "scalars.yaml").write_text(
+        'weightmap: 1\nsource: {layout: a}\ntarget: {layout: b}\nrename: {"{k}": "the.{k}"}\n'
+    )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, work / "worker.py", work], capture_output=True, text=True, check=False, cwd=REPOSITORY,
@@ -112,6 +120,11 @@ def test_each_rank_writes_its_share_and_the_result_is_a_checkpoint_of_the_hub(wo
     saved = AutoModelForCausalLM.from_pretrained(work / "saved", dtype=torch.float32)
     assert type(saved) is type(phi)
     assert_same_logits(phi.eval(), saved.eval(), 251, atol=0)
+
+
+def test_tensors_without_dimensions_keep_their_values(work: Path) -> None:
+    found = {name: tensor.tolist() for name, tensor in read_tensors(work / "scalars").items()}
+    assert found == {"the.scale": 3.5, "the.plain": -7.0, "the.rows": [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]}
 
 
 def test_a_cast_on_the_way_out_is_said_in_the_config(work: Path) -> None:

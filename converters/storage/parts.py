@@ -16,6 +16,8 @@ from converters.storage.checkpoint import open_checkpoint
 from converters.tensor_info import TensorInfo
 from converters.text import printable
 
+_INDEX = ".index.json"
+
 
 def open_side(path: Path, side: Side) -> CheckpointReader:
     """Open a checkpoint of a layout: a file, or a directory, whose weights are in the files that the side names.
@@ -74,11 +76,12 @@ def _find(directory: Path, parts: Sequence[Part]) -> Iterator[tuple[str, Path]]:
         here: dict[str, list[str]] = {}
         for name in names:
             file = f"{part.directory}/{name}" if part.directory else name
-            label = part.label_of(file.removesuffix(".index.json"))
+            label = part.label_of(file.removesuffix(_INDEX))
             if label is not None:
                 here.setdefault(label, []).append(name)
         for label in sorted(here, key=lambda text: (len(text), text)):
-            chosen = [name for name in here[label] if name.endswith(DEFAULT_SUFFIX)] or here[label]
+            safetensors = (DEFAULT_SUFFIX, f"{DEFAULT_SUFFIX}{_INDEX}")
+            chosen = [name for name in here[label] if name.endswith(safetensors)] or here[label]
             if len(chosen) > 1:
                 raise CheckpointError(
                     f"ambiguous: {', '.join(map(printable, chosen))} are all the part {label}",

@@ -184,3 +184,14 @@ def test_output_that_can_not_be_written_is_an_error(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "No space left on device" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_of_a_thousand_problems_a_hundred_are_shown() -> None:
+    problems = [Problem(f"problem {number}") for number in range(1000)]
+
+    def work() -> None:
+        raise errors.CheckpointError(problems)
+
+    lines = outcome(work).stderr.splitlines()
+    assert lines[:2] == ["Error: 1000 problems", "  problem 0"]
+    assert lines[-2:] == ["  problem 99", "  ... and 900 more"]

@@ -124,3 +124,37 @@ def test_a_layout_with_one_file_finds_it_among_others(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"dim": 3, "x": 1}
     converters.convert(spec, tmp_path / "out", tmp_path / "back", reverse=True, max_shard_size=8)
     assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["consolidated.safetensors", "params.json"]
+
+
+def test_the_way_back_checks_a_value_that_only_the_tensors_tell(converted: Path, tmp_path: Path) -> None:
+    (converted / "unet" / "config.json").write_text('{"channels": 4, "depth": 4}')
+    with pytest.raises(converters.ConfigError, match=r"unet\.channels is 4, but the way back would derive 3"):
+        converters.convert(parse_spec(SPEC), converted, tmp_path / "back", reverse=True)
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_component_in_one_file_and_in_several_is_ambiguous(converted: Path) -> None:
+    save_file({"weight": TENSORS["t.weight"]}, converted / "unet" / "weights.safetensors")
+    with pytest.raises(
+        converters.CheckpointError, match=r"ambiguous: weights\.safetensors, weights\.safetensors\.index"
+    ):
+        open_side(converted, parse_spec(SPEC).target)
+
+
+def test_two_components_may_not_be_one_file() -> None:
+    text = SPEC.replace("vae/weights.safetensors", "unet/weights.bin")
+    with pytest.raises(converters.SpecError, match=r"unet: .* and vae: .* could be one file"):
+        parse_spec(text)
+
+
+def test_what_wrappers_add_is_stripped_behind_the_label(tmp_path: Path) -> None:
+    spec = parse_spec(
+        'weightmap: 1\nsource: {layout: p, strip_prefix: [module.], files: {"{t}": "p{t}.safetensors"}}\n'
+        "target: {layout: w}\ndims: {T: {from: keys}}\nplaceholders: {t: 0..T}\n"
+        'rules: [{from: "{t}:w", to: w, layout: i -> (t i)}]\n'
+    )
+    (tmp_path / "source").mkdir()
+    for number in range(2):
+        save_file({"module.w": np.full(3, number, np.float32)}, tmp_path / "source" / f"p{number}.safetensors")
+    converters.convert(spec, tmp_path / "source", tmp_path / "out")
+    np.testing.assert_array_equal(load_file(tmp_path / "out" / "model.safetensors")["w"], [0, 0, 0, 1, 1, 1])

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from converters.config_map import with_dtype
-from converters.errors import OutputError, WeightmapError
+from converters.errors import OutputError
 from converters.operations.cast import parse_cast_dtype
 from converters.plan import Plan, Target
 from converters.planner import DEFAULT_MAX_SHARD_NBYTES
 from converters.publish import publishing
+from converters.ranks import everywhere, on_first, world
 from converters.sharding import parse_size
 from converters.side_files import write_config
 from converters.spec import Spec
@@ -194,20 +195,20 @@ def save_converted(  # noqa: PLR0913 - each is an option of its own, as those of
         set_config=set_config,
         max_shard_nbytes=parse_size(max_shard_size),
     )
-    targets = _everywhere(lambda: make_targets(plan, tensors))
+    targets = everywhere(lambda: make_targets(plan, tensors))
     with ExitStack() as stack:
-        staging = _on_first(lambda: stack.enter_context(publishing(output, overwrite=overwrite)))
-        _everywhere(lambda: _write(plan, targets, staging))
+        staging = on_first(lambda: stack.enter_context(publishing(output, overwrite=overwrite)))
+        everywhere(lambda: _write(plan, targets, staging))
         scalars = {name: _whole(tensor) for name, tensor in targets.items() if tensor.ndim == 0}
-        _on_first(lambda: _write_scalars(staging, scalars))
-        _on_first(lambda: _finish(plan, staging, direction, target_dtype))
-        _on_first(stack.close)
+        on_first(lambda: _write_scalars(staging, scalars))
+        on_first(lambda: _finish(plan, staging, direction, target_dtype))
+        on_first(stack.close)
     return plan
 
 
 def _write(plan: Plan, targets: Mapping[str, Tensor], staging: Path) -> None:
     """Write the share of this rank; the first one joins them."""
-    if _world() == 1:
+    if world() == 1:
         _write_alone(plan, targets, staging)
         return
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -269,53 +270,3 @@ def _finish(plan: Plan, staging: Path, spec: Spec, dtype: DType | None) -> None:
         )
     if plan.config is not None:
         write_config(staging, with_dtype(plan.config, dtype) if dtype else plan.config, spec.target)
-
-
-def _everywhere(action: Callable[[], T]) -> T:
-    """Do it on every rank; what fails on one is raised on all of them, so that none waits for another."""
-    result, failure = _attempt(action)
-    failures = [failure]
-    if _world() > 1:
-        import torch.distributed as dist
-
-        failures = [None] * _world()
-        dist.all_gather_object(failures, failure)
-    for found in (failure, *failures):
-        if found is not None:
-            raise found
-    return cast("T", result)
-
-
-def _on_first(action: Callable[[], T]) -> T:
-    """Do it on the first rank; its result, or what failed, is known on all of them."""
-    told = [_attempt(action) if _rank() == 0 else (None, None)]
-    if _world() > 1:
-        import torch.distributed as dist
-
-        dist.broadcast_object_list(told, src=0)
-    result, failure = told[0]
-    if failure is not None:
-        raise failure
-    return cast("T", result)
-
-
-def _attempt(action: Callable[[], T]) -> tuple[T | None, Exception | None]:
-    """The result, or what failed, in a form that another rank can be told."""
-    try:
-        return action(), None
-    except WeightmapError as error:
-        return None, error
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks must hear of it
-        return None, OutputError(f"{type(error).__name__}: {printable(str(error))[:500]}")
-
-
-def _rank() -> int:
-    import torch.distributed as dist
-
-    return dist.get_rank() if _world() > 1 else 0
-
-
-def _world() -> int:
-    import torch.distributed as dist
-
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

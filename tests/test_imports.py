@@ -82,6 +82,7 @@ RIGHT = frozenset(
         "convert",
         "lazy",
         "load",
+        "ranks",
         "sharded",
         "state_dict",
         "torch_dtypes",

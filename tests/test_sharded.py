@@ -29,7 +29,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import converters
-from converters.sharded import _everywhere as everywhere
+from converters.ranks import everywhere
 from mappings.tenny import Tenny, TennyConfig
 
 work = Path(sys.argv[1])

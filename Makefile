@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo full-size shelf mutations clean
+.PHONY: help setup test lint format demo full-size shelf hostile mutations clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ full-size: setup  ## Convert a random model of Phi-2's real size, and measure me
 
 shelf: setup  ## Measure how closely both sides of each shipped spec agree, and write the table of docs/specs.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.shelf
+
+hostile: setup  ## Run the hostile corpus, each input in a process of its own, and print how all ended
+	$(BIN)/python -m tests.hostile
 
 mutations: setup  ## Prove the verifier: every wrong conversion that it must catch, and write docs/mutations.md
 	$(BIN)/python -m tests.mutations

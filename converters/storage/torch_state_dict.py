@@ -102,9 +102,17 @@ class _Search:
                 "Save the one that you mean by itself: "
                 f'torch.save(torch.load(FILE, weights_only=True)["{candidates[0]}"], NEW_FILE).',
             )
-        for key, other in value.items():
-            if key != candidates[0]:
-                self._leave([*path, key], other)
+        others = {key: other for key, other in value.items() if key != candidates[0]}
+        # What only training needs is left out; a further model's weights are nothing to leave out.
+        more = [key for key, other in others.items() if isinstance(other, dict) and not _is_training(key)]
+        if more := [printable(str(key)) for key in more if self._holds_tensors(others[key])]:
+            raise StateDictFault(
+                f"beside the state dict under {candidates[0]} there are tensors under {_list(more)}",
+                "Save the one that you mean by itself: "
+                f'torch.save(torch.load(FILE, weights_only=True)["{candidates[0]}"], NEW_FILE).',
+            )
+        for key, other in others.items():
+            self._leave([*path, key], other)
         return candidates[0]
 
     def _leave(self, path: list[Any], value: object) -> None:

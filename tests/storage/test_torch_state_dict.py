@@ -50,6 +50,12 @@ def test_two_state_dicts_are_ambiguous_and_the_message_says_how_to_choose() -> N
     assert 'torch.load(FILE, weights_only=True)["state_dict"]' in caught.value.hint
 
 
+def test_weights_beside_the_state_dict_are_not_left_out() -> None:
+    with pytest.raises(StateDictFault, match="under model there are tensors under vision, text"):
+        find_state_dict({"model": {"a": T}, "vision": {"b": T}, "text": {"c": T}, "optimizer": {"d": T}})
+    assert names({"model": {"a": T}, "lr": {"last": 0.1}, "loss": T}) == ["a"]
+
+
 def test_a_wrapper_without_tensors_is_no_candidate() -> None:
     value = {"model": {"name": "x", "args": {}}, "state_dict": {"a": T}}
     assert names(value) == ["a"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from converters.errors import CheckpointError, Problem
 from converters.storage.files import FileIdentity, close_quietly, open_for_reading, read_exactly
 from converters.storage.remote_file import RemoteFile
 from converters.storage.remote_path import RemotePath
+from converters.tensor_info import TensorInfo
 from converters.text import printable
 
 
@@ -155,3 +156,49 @@ class OpenFiles:
 def byte_view(buffer: memoryview) -> memoryview:
     """A buffer of whatever items, as bytes."""
     return buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
+
+
+class Header(Protocol):
+    """What a file says of itself."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Its tensors by name, in the order of the file."""
+        ...
+
+
+H = TypeVar("H", bound=Header)
+
+
+def open_each(
+    files: OpenFiles, filenames: Sequence[str], open_one: Callable[[str], H]
+) -> tuple[dict[str, H], dict[str, TensorInfo], dict[str, str]]:
+    """Open the files of one checkpoint.
+
+    Returns:
+        The header of each file, every tensor by name, and the file that holds it.
+
+    Raises:
+        CheckpointError: what `open_one` raises, or two files hold a tensor of one name; all problems at once.
+    """
+    headers: dict[str, H] = {}
+    tensors: dict[str, TensorInfo] = {}
+    file_of: dict[str, str] = {}
+    problems: list[Problem] = []
+    for filename in filenames:
+        try:
+            header = open_one(filename)
+        except CheckpointError as error:
+            problems.extend(error.problems)
+            continue
+        headers[filename] = header
+        for name, info in header.tensors.items():
+            other = file_of.setdefault(name, filename)
+            if other is not filename:
+                what = f"this tensor is in {printable(other)}, too"
+                where = f"{files.where(filename)}: {printable(name)}"
+                problems.append(Problem(what, where, "Keep the files of one checkpoint only."))
+            tensors[name] = info
+    if problems:
+        raise CheckpointError(problems)
+    return headers, tensors, file_of

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from converters.errors import CheckpointError, Problem
+from converters.errors import Problem
 from converters.storage.base import Closing
-from converters.storage.open_files import OpenFiles, byte_view
+from converters.storage.open_files import OpenFiles, byte_view, open_each
 from converters.storage.safetensors_header import (
     LENGTH_NBYTES,
     SafetensorsHeader,
@@ -51,7 +51,7 @@ class SafetensorsReader(Closing):
         self.file_of: Mapping[str, str] = {}
         self._files = OpenFiles(path if path.is_dir() else path.parent, files)
         try:
-            self._open_all(tuple(files))
+            self.headers, self.tensors, self.file_of = open_each(self._files, tuple(files), self._open_one)
         except BaseException:
             self.close()
             raise
@@ -80,29 +80,6 @@ class SafetensorsReader(Closing):
     def close(self) -> None:
         """Close all files; reading is an error from now on."""
         self._files.close()
-
-    def _open_all(self, filenames: Sequence[str]) -> None:
-        headers: dict[str, SafetensorsHeader] = {}
-        tensors: dict[str, TensorInfo] = {}
-        file_of: dict[str, str] = {}
-        problems: list[Problem] = []
-        for filename in filenames:
-            try:
-                header = self._open_one(filename)
-            except CheckpointError as error:
-                problems.extend(error.problems)
-                continue
-            headers[filename] = header
-            for name, info in header.tensors.items():
-                other = file_of.setdefault(name, filename)
-                if other is not filename:
-                    what = f"this tensor is in {printable(other)}, too"
-                    hint = "Keep the files of one checkpoint only."
-                    problems.append(Problem(what, f"{self._files.where(filename)}: {printable(name)}", hint))
-                tensors[name] = info
-        if problems:
-            raise CheckpointError(problems)
-        self.headers, self.tensors, self.file_of = headers, tensors, file_of
 
     def _open_one(self, filename: str) -> SafetensorsHeader:
         where = self._files.where(filename)

@@ -15,7 +15,7 @@ from converters.errors import CheckpointError, Problem
 from converters.storage.base import Closing
 from converters.storage.content import HINTS, sniff
 from converters.storage.crc import PiecewiseCrc
-from converters.storage.open_files import OpenFiles, byte_view
+from converters.storage.open_files import OpenFiles, byte_view, open_each
 from converters.storage.safetensors_reader import check_range
 from converters.storage.strided_reads import StridedReads
 from converters.storage.torch_archive import read_zip_header
@@ -61,7 +61,7 @@ class TorchReader(Closing):
         self._lock = threading.Lock()
         self._crcs: dict[tuple[str, str], PiecewiseCrc | None] = {}
         try:
-            self._open_all(tuple(files))
+            self.headers, self.tensors, self.file_of = open_each(self._files, tuple(files), self._open_one)
         except BaseException:
             self.close()
             raise
@@ -144,29 +144,6 @@ class TorchReader(Closing):
             )
         with self._lock:
             self._crcs[filename, extent.key] = None
-
-    def _open_all(self, filenames: Sequence[str]) -> None:
-        headers: dict[str, TorchHeader] = {}
-        tensors: dict[str, TensorInfo] = {}
-        file_of: dict[str, str] = {}
-        problems: list[Problem] = []
-        for filename in filenames:
-            try:
-                header = self._open_one(filename)
-            except CheckpointError as error:
-                problems.extend(error.problems)
-                continue
-            headers[filename] = header
-            for name, info in header.tensors.items():
-                other = file_of.setdefault(name, filename)
-                if other is not filename:
-                    what = f"this tensor is in {printable(other)}, too"
-                    where = f"{self._files.where(filename)}: {printable(name)}"
-                    problems.append(Problem(what, where, "Keep the files of one checkpoint only."))
-                tensors[name] = info
-        if problems:
-            raise CheckpointError(problems)
-        self.headers, self.tensors, self.file_of = headers, tensors, file_of
 
     def _open_one(self, filename: str) -> TorchHeader:
         where = self._files.where(filename)

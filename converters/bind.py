@@ -55,10 +55,6 @@ class BoundRule:
         """The indices that a placeholder must have; None where nothing says so."""
         return range(*self.ranges[name]) if name in self.ranges else self.listed.get(name)
 
-    def position(self, axis: str, index: int) -> int:
-        """Where an index lies along its axis."""
-        return self.listed[axis].index(index) if axis in self.listed else index - self.starts.get(axis, 0)
-
     def index(self, axis: str, position: int) -> int:
         """The index that lies there."""
         return self.listed[axis][position] if axis in self.listed else position + self.starts.get(axis, 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import operator
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 from converters.bind import BoundRule, BoundTerm
@@ -26,22 +26,48 @@ SHOWN = 8
 """Indices that a message lists."""
 
 
-@dataclass(slots=True)
 class Instance:
     """One instance of a rule: what its placeholders stand for, and the source tensors of each term.
 
-    Attributes:
-        found: for each source term and each of its keys, the number of the source at each coordinate of its key axes.
-        extents: for each axis that lives in a source key, how many indices it has.
+    A checkpoint may have a million of them, most with a single key, so these hold no more than its source's number.
     """
 
-    binding: dict[str, int | str]
-    found: dict[tuple[int, Replica], dict[Coordinates, int]] = field(default_factory=dict)
-    extents: dict[str, int] = field(default_factory=dict)
+    __slots__ = ("_extents", "_found", "binding", "single")
+
+    def __init__(self, binding: Binding, single: int | None = None) -> None:
+        """`single` is the source, by number, where the rule has one key, and no axis lives in it."""
+        self.binding = binding
+        self.single = single
+        self._found: dict[tuple[int, Replica], dict[Coordinates, int]] | None = None
+        self._extents: dict[str, int] | None = None
+
+    @property
+    def found(self) -> dict[tuple[int, Replica], dict[Coordinates, int]]:
+        """For each source term and each of its keys, the number of the source at each coordinate of its key axes."""
+        if self._found is None:
+            self._found = {} if self.single is None else {(0, (0,)): {(): self.single}}
+        return self._found
+
+    @property
+    def extents(self) -> dict[str, int]:
+        """For each axis that lives in a source key, how many indices it has."""
+        if self._extents is None:
+            self._extents = {}
+        return self._extents
 
     def replicas(self, term: int) -> list[Replica]:
         """The keys of one term that are there, the first one first."""
         return sorted(replica for number, replica in self.found if number == term)
+
+    def sources(self, term: int) -> list[dict[Coordinates, int]]:
+        """For each key of one term that is there, the number of the source at each coordinate."""
+        if self.single is not None:
+            return [{(): self.single}]
+        return [self.found[term, replica] for replica in self.replicas(term)]
+
+    def sorted_extents(self) -> tuple[tuple[str, int], ...]:
+        """The extents, for comparing one instance with another."""
+        return tuple(sorted(self._extents.items())) if self._extents else ()
 
 
 class Completeness:
@@ -52,8 +78,10 @@ class Completeness:
 
     def check(self, rule: BoundRule, instances: Sequence[Instance]) -> None:
         """Note what is missing of the instances of one rule, each of which has a key at least."""
-        for instance in instances:
-            self._check_instance(rule, instance)
+        # An instance has a key at least, so where that is all a rule can have, none lacks anything.
+        if not has_one_key(rule):
+            for instance in instances:
+                self._check_instance(rule, instance)
         self._check_ranges(rule, instances)
         self._check_choices(rule, instances)
 
@@ -64,10 +92,15 @@ class Completeness:
             return
         # A parameter that one layer has, a bias for instance, the others must have as well.
         named = [name for name in rule.shape.instances if isinstance(rule.shape.kinds[name], Choice | Name)]
+        if rule.condition is None and len(ranged) + len(named) == len(rule.shape.instances):
+            counts = Counter([tuple([instance.binding[name] for name in named]) for instance in instances])
+            every = math.prod(map(length, indices))
+            if all(count == every for count in counts.values()):
+                return  # no two instances are the same, so that many can't lack one
         groups: dict[tuple[int | str, ...], set[tuple[int | str, ...]]] = {}
         for instance in instances:
-            group = groups.setdefault(tuple(instance.binding[name] for name in named), set())
-            group.add(tuple(instance.binding[name] for name in ranged))
+            group = groups.setdefault(tuple([instance.binding[name] for name in named]), set())
+            group.add(tuple([instance.binding[name] for name in ranged]))
         missing: list[tuple[int | str, ...]] = []
         count = 0
         for chosen, there in groups.items():
@@ -99,10 +132,13 @@ class Completeness:
         if not every or not rule.targets:
             return
         others = [name for name in rule.shape.instances if name not in every]
-        there: dict[tuple[int | str, ...], set[tuple[int | str, ...]]] = {}
+        places = dict.fromkeys([tuple([instance.binding[name] for name in others]) for instance in instances])
+        if len(places) * math.prod(map(len, every.values())) == len(instances):
+            return  # no two instances are the same, so that many can't lack one
+        there: dict[tuple[int | str, ...], set[tuple[int | str, ...]]] = {place: set() for place in places}
         for instance in instances:
-            group = there.setdefault(tuple(instance.binding[name] for name in others), set())
-            group.add(tuple(instance.binding[name] for name in every))
+            place = tuple([instance.binding[name] for name in others])
+            there[place].add(tuple([instance.binding[name] for name in every]))
         missing = [
             printable(key_text(rule.sources[0].keys[0], dict(zip((*others, *every), (*values, *chosen), strict=True))))
             for values, group in there.items()
@@ -123,8 +159,6 @@ class Completeness:
         return any(_is_wanted(rule, ranged, at) for at in _product(indices))
 
     def _check_instance(self, rule: BoundRule, instance: Instance) -> None:
-        at = ", ".join(f"{name}={printable(str(value))}" for name, value in instance.binding.items())
-        at = f" for {at}" if at else ""
         present = [instance.replicas(index) for index in range(len(rule.sources))]
         for index, term in enumerate(rule.sources):
             for replica in present[index]:
@@ -133,6 +167,8 @@ class Completeness:
             missing = list(self._missing_keys(rule, instance, term, present[index]))
             if missing and (term.term.sharing != "tie" or not present[index]):
                 names = ", ".join(map(printable, missing))
+                at = ", ".join(f"{name}={printable(str(value))}" for name, value in instance.binding.items())
+                at = f" for {at}" if at else ""
                 self.report.add(f"{names} is missing{at}, which the rule needs beside the keys that are there", rule)
             for replica in present[index]:
                 key = term.keys[replica[0]]
@@ -188,6 +224,12 @@ class Completeness:
                 rule,
                 "stacking the others would shift them: is a shard or a file missing?",
             )
+
+
+def has_one_key(rule: BoundRule) -> bool:
+    """Whether an instance of the rule is a single tensor of the checkpoint."""
+    first = rule.sources[0] if len(rule.sources) == 1 else None
+    return first is not None and len(first.keys) == 1 and not first.key_axes and not first.copy_axes
 
 
 def key_text(key: CompiledPattern, binding: Binding) -> str:

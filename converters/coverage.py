@@ -51,10 +51,15 @@ class Coverage:
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
         self.drafts: dict[str, Draft] = {}
-        self.reads: dict[int, list[StridedCopy]] = {}
+        self.reads: dict[int, Sequence[StridedCopy]] = {}
         self.whole: set[int] = set()
         """Sources that are used as a whole without being copied: dropped, or compared with another."""
         self._proved: dict[object, bool] = {}
+
+    def read(self, source: int, copies: Sequence[StridedCopy]) -> None:
+        """Note what is read of a source; the first time, what is given is kept as it is, and shared with others."""
+        before = self.reads.get(source)
+        self.reads[source] = copies if before is None else [*before, *copies]
 
     def draft(self, rule: BoundRule, info: TensorInfo, generator: Generator | None = None) -> Draft | str:
         """The draft of a target that a rule makes, or what is wrong with two rules making it."""

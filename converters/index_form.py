@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal as OneOf
 
 from converters.errors import Location, SpecError
-from converters.expressions import Binary, Expression, Literal, Name, Negation
+from converters.expression_operators import Binary, Negation
+from converters.expressions import Expression, Literal, Name
 
 
 @dataclass(frozen=True, slots=True)

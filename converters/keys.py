@@ -1,9 +1,9 @@
-"""Compiled key patterns, and a trie that finds the patterns that a key matches without trying each."""
+"""Compiled key patterns: from a key to what its placeholders stand for, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from converters.errors import Location, SpecError
 from converters.index_form import PLAIN, IndexForm, index_form, is_solvable, solve_index
@@ -59,14 +59,18 @@ class CompiledPattern:
             SpecError: a placeholder's value couldn't be worked out from a key, or its arithmetic can't be undone.
         """
         self.pattern = pattern
-        segments: list[tuple[CompiledPart, ...]] = []
-        for segment in pattern.segments:
-            parts = (self._compile(part, kinds, dims, location) if isinstance(part, Hole) else part for part in segment)
-            segments.append(tuple(parts))
-        self.segments = tuple(segments)
-        self.holes = [part for segment in segments for part in segment if isinstance(part, CompiledHole)]
+        self.segments: tuple[tuple[CompiledPart, ...], ...] = tuple(
+            tuple([self._compile(part, kinds, dims, location) if isinstance(part, Hole) else part for part in segment])
+            for segment in pattern.segments
+        )
+        self.holes = [part for segment in self.segments for part in segment if isinstance(part, CompiledHole)]
         self.names = tuple(dict.fromkeys(hole.name for hole in self.holes))
         self.simple = len(self.holes) == len(self.names) and all(hole.form.plain for hole in self.holes)
+        dotted = (index for index, segment in enumerate(self.segments) if any(map(_is_dotted, segment)))
+        self.dotted = next(dotted, None)
+        """The number of the segment with a placeholder that dots may stand in."""
+        self._numeric = tuple((hole.name, isinstance(hole.kind, Index)) for hole in self.holes)
+        self._pieces, self._slots = self._template()
         for name in self.names:
             forms = [hole.form for hole in self.holes if hole.name == name]
             if not is_solvable(forms):
@@ -90,8 +94,8 @@ class CompiledPattern:
         """What the placeholders stand for, from the text of each occurrence in order; None where they disagree."""
         if self.simple:
             return {
-                hole.name: int(text) if isinstance(hole.kind, Index) else text
-                for hole, text in zip(self.holes, captures, strict=True)
+                name: int(text) if numeric else text
+                for (name, numeric), text in zip(self._numeric, captures, strict=True)
             }
         binding: dict[str, int | str] = {}
         for name in self.names:
@@ -109,89 +113,50 @@ class CompiledPattern:
 
     def format(self, binding: Binding) -> str | None:
         """The key for a binding; None where arithmetic would make a negative number."""
-        texts = []
-        for segment in self.segments:
-            written = []
-            for part in segment:
-                if isinstance(part, str):
-                    written.append(part)
-                    continue
-                value = binding[part.name]
-                if isinstance(value, int):
-                    value = part.form.value(value)
-                    if value < 0:
-                        return None
-                written.append(str(value))
-            texts.append("".join(written))
-        return ".".join(texts)
+        pieces = self._pieces.copy()
+        for position, name, form in self._slots:
+            value = binding[name]
+            if isinstance(value, int):
+                if form is not None:
+                    value = form.value(value)
+                if value < 0:
+                    return None
+            pieces[position] = str(value)
+        return "".join(pieces)
+
+    def _template(self) -> tuple[list[str], list[tuple[int, str, IndexForm | None]]]:
+        """The key in pieces, and which of them stand for placeholders; a form where a number is computed with."""
+        pieces: list[str] = []
+        slots: list[tuple[int, str, IndexForm | None]] = []
+        for number, segment in enumerate(self.segments):
+            for part in (".", *segment) if number else segment:
+                if isinstance(part, CompiledHole):
+                    slots.append((len(pieces), part.name, None if part.form.plain else part.form))
+                pieces.append(part if isinstance(part, str) else "")
+        return pieces, slots
 
     def match(self, key: str) -> Binding | None:
         """What the placeholders stand for in this key; None where it doesn't match."""
-        trie = KeyTrie()
-        trie.add(self, 0)
-        return next((binding for _, binding in trie.match(key)), None)
+        texts = key.split(".")
+        if self.dotted is not None:
+            after = len(self.segments) - self.dotted - 1
+            if len(texts) <= self.dotted + after:
+                return None
+            rest = len(texts) - after
+            texts = [*texts[: self.dotted], ".".join(texts[self.dotted : rest]), *texts[rest:]]
+        elif len(texts) != len(self.segments):
+            return None
+        captures: tuple[str, ...] = ()
+        for parts, text in zip(self.segments, texts, strict=True):
+            captured = match_segment(parts, text)
+            if captured is None:
+                return None
+            captures += captured
+        return self.bind(captures)
 
 
-def _accepted(part: CompiledPart) -> object:
-    """What a part of a segment accepts; parts that accept the same share a branch, whatever they are called."""
-    if isinstance(part, str):
-        return part
-    return part.kind.names if isinstance(part.kind, Choice) else type(part.kind)
-
-
-@dataclass(slots=True)
-class _Node:
-    literal: dict[str, _Node] = field(default_factory=dict)
-    computed: dict[tuple[object, ...], tuple[tuple[CompiledPart, ...], _Node]] = field(default_factory=dict)
-    ends: list[tuple[CompiledPattern, int]] = field(default_factory=list)
-
-
-class KeyTrie:
-    """Patterns by their segments; each is added with a number that `match` gives back."""
-
-    def __init__(self) -> None:
-        self.root = _Node()
-        self.dotted: list[tuple[CompiledPattern, int]] = []
-
-    def add(self, pattern: CompiledPattern, number: int) -> None:
-        """Add a pattern."""
-        if any(isinstance(hole.kind, Path) for hole in pattern.holes):
-            self.dotted.append((pattern, number))
-            return
-        node = self.root
-        for segment in pattern.segments:
-            if len(segment) == 1 and isinstance(segment[0], str):
-                node = node.literal.setdefault(segment[0], _Node())
-                continue
-            _, node = node.computed.setdefault(tuple(map(_accepted, segment)), (segment, _Node()))
-        node.ends.append((pattern, number))
-
-    def match(self, key: str) -> list[tuple[int, Binding]]:
-        """The numbers of all patterns that the key matches, and what their placeholders stand for."""
-        segments = key.split(".")
-        found: list[tuple[int, Binding]] = []
-        stack: list[tuple[_Node, int, tuple[str, ...]]] = [(self.root, 0, ())]
-        while stack:
-            node, depth, captures = stack.pop()
-            if depth == len(segments):
-                for pattern, number in node.ends:
-                    binding = pattern.bind(captures)
-                    if binding is not None:
-                        found.append((number, binding))
-                continue
-            text = segments[depth]
-            child = node.literal.get(text)
-            if child is not None:
-                stack.append((child, depth + 1, captures))
-            for parts, computed in node.computed.values():
-                captured = match_segment(parts, text)
-                if captured is not None:
-                    stack.append((computed, depth + 1, captures + captured))
-        for pattern, number in self.dotted:
-            binding = _match_dotted(pattern, segments)
-            if binding is not None:
-                found.append((number, binding))
-        return found
+def _is_dotted(part: CompiledPart) -> bool:
+    return isinstance(part, CompiledHole) and isinstance(part.kind, Path)
 
 
 def match_segment(parts: tuple[CompiledPart, ...], text: str, start: int = 0) -> tuple[str, ...] | None:
@@ -229,27 +194,6 @@ def _match_last(part: CompiledPart, text: str, start: int) -> tuple[str, ...] | 
     if start and (longest := part.longest()) is not None and len(text) - start > longest:
         return None
     return (text[start:],) if part.accepts(text[start:]) else None
-
-
-def _match_dotted(pattern: CompiledPattern, segments: Sequence[str]) -> Binding | None:
-    """Match a pattern with one dotted placeholder: what stands before it, what stands after it, and the rest."""
-    position = next(
-        index
-        for index, segment in enumerate(pattern.segments)
-        if any(isinstance(part, CompiledHole) and isinstance(part.kind, Path) for part in segment)
-    )
-    after = len(pattern.segments) - position - 1
-    if len(segments) <= position + after:
-        return None
-    dotted = ".".join(segments[position : len(segments) - after])
-    texts = [*segments[:position], dotted, *segments[len(segments) - after :]]
-    captures: tuple[str, ...] = ()
-    for parts, text in zip(pattern.segments, texts, strict=True):
-        captured = match_segment(parts, text)
-        if captured is None:
-            return None
-        captures += captured
-    return pattern.bind(captures)
 
 
 def matches_drop(pattern: str, key: str) -> bool:

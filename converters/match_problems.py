@@ -14,6 +14,13 @@ NEAREST_TRIED = 2000
 """Keys among which the nearest one is looked for; comparing texts is slow, and a hint isn't worth more."""
 
 
+CLAIMS_SHOWN = 8
+"""Rules that a message lists of those that claim one key."""
+
+MAX_CONTESTED = 100
+"""Keys that several rules claim after which no more are looked at: with a thousand such rules each takes its time."""
+
+
 class MatchProblems:
     """Collects the problems of a match."""
 
@@ -28,15 +35,16 @@ class MatchProblems:
         else:
             self.problems.append(Problem(f"{rule.rule.path}: {what}", rule.rule.location, hint))
 
-    def claimed_twice(self, key: str, claims: Sequence[tuple[BoundRule, int]], drops: Sequence[Drop]) -> None:
+    def claimed_twice(self, key: str, rules: Sequence[BoundRule], drops: Sequence[Drop]) -> None:
         """A source key that two rules claim."""
-        where = [
-            f"{rule.rule.path} (line {rule.rule.location.line if rule.rule.location else '?'})" for rule, _ in claims
-        ]
-        where += [f"drop {drop.pattern!r} (line {drop.location.line if drop.location else '?'})" for drop in drops]
+        places = [(rule.rule.path, rule.rule.location) for rule in rules]
+        places += [(f"drop {drop.pattern!r}", drop.location) for drop in drops]
+        where = [f"{path} (line {location.line if location else '?'})" for path, location in places[:CLAIMS_SHOWN]]
+        if len(places) > CLAIMS_SHOWN:
+            where.append(f"{len(places) - CLAIMS_SHOWN:,} more")
         self.add(
             f"{printable(key)} is claimed by {' and '.join(where)}",
-            claims[0][0],
+            rules[0],
             "each key goes to one rule; narrow a pattern, for instance {p:weight} in place of {p}",
         )
 

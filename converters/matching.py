@@ -9,16 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from converters.bind import BoundRule, BoundSpec
-from converters.completeness import Completeness, Instance, length
+from converters.completeness import Completeness, Instance, has_one_key, length
 from converters.errors import Problem
-from converters.keys import Binding, KeyTrie, matches_drop
+from converters.key_trie import KeyTrie
+from converters.keys import Binding, matches_drop
 from converters.layout import UNUSED, Blocks, walk
 from converters.lowering import MAX_KEYS
-from converters.match_problems import MatchProblems
+from converters.match_problems import MAX_CONTESTED, MatchProblems
 from converters.parts import SEPARATOR, split_key
 from converters.pattern import Choice
 from converters.plan import Dropped
-from converters.spec import Term
+from converters.spec import Drop, Term
 from converters.text import printable
 
 
@@ -27,7 +28,7 @@ class RuleMatch:
     """A rule and its instances, in the order in which their keys were found."""
 
     rule: BoundRule
-    instances: tuple[Instance, ...]
+    instances: Sequence[Instance]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,64 @@ def takes_part(term: Term) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One key of a rule, and what every key of a checkpoint that it matches is asked.
+
+    Attributes:
+        rule: the rule.
+        term: the number of the term.
+        replica: the number of the key within the term.
+        is_single: whether each match is an instance of its own.
+        limits: for each of its placeholders whose range has a known start: its name, the first index, and the last one
+            plus one, or infinity.
+        positions: for each of its placeholders whose indices a list gives, where each index lies in it.
+        key_axes: for each axis of the term's keys, its name and its first index.
+        copy_axes: likewise for the copies.
+    """
+
+    rule: BoundRule
+    term: int
+    replica: int
+    is_single: bool
+    limits: tuple[tuple[str, int, float], ...]
+    positions: Mapping[str, Mapping[int, int]]
+    key_axes: tuple[tuple[str, int], ...]
+    copy_axes: tuple[tuple[str, int], ...]
+
+    def at(self, axes: tuple[tuple[str, int], ...], binding: Binding) -> tuple[int, ...]:
+        """Where the key's indices lie along axes."""
+        if not axes:
+            return ()
+        if not self.positions:
+            return tuple([int(binding[axis]) - start for axis, start in axes])
+        positions = self.positions
+        indices = ((axis, int(binding[axis]), start) for axis, start in axes)
+        return tuple(positions[axis][index] if axis in positions else index - start for axis, index, start in indices)
+
+
+def _entry(rule: BoundRule, term: int, replica: int) -> _Entry:
+    bound = rule.sources[term]
+    names = bound.keys[replica].names
+    return _Entry(
+        rule,
+        term,
+        replica,
+        has_one_key(rule) and names == (*rule.shape.instances,),
+        tuple(
+            (name, start, rule.ranges[name][1] if name in rule.ranges else math.inf)
+            for name, start in rule.starts.items()
+            if name in names
+        ),
+        {
+            name: {index: position for position, index in enumerate(indices)}
+            for name, indices in rule.listed.items()
+            if name in names
+        },
+        *(tuple((axis, rule.starts.get(axis, 0)) for axis in axes) for axes in (bound.key_axes, bound.copy_axes)),
+    )
+
+
 class _Matcher:
     def __init__(self, bound: BoundSpec, names: Sequence[str]) -> None:
         self.bound = bound
@@ -69,32 +128,27 @@ class _Matcher:
         self.report = MatchProblems(bound)
         self.problems = self.report.problems
         self.completeness = Completeness(self.report)
-        self.entries: list[tuple[BoundRule, int, int]] = []
+        self.entries: list[_Entry] = []
         self.contested: set[int] = set()
+        self.contested_keys = 0
         self.decided: dict[object, bool] = {}
         self.trie = KeyTrie()
         self.instances: dict[int, dict[tuple[object, ...], Instance]] = {rule.number: {} for rule in bound.rules}
+        self.singles: dict[int, list[Instance]] = {rule.number: [] for rule in bound.rules}
         for rule in bound.rules:
             for term_index, term in enumerate(rule.sources):
                 for replica, key in enumerate(term.keys):
                     self.trie.add(key, len(self.entries))
-                    self.entries.append((rule, term_index, replica))
+                    self.entries.append(_entry(rule, term_index, replica))
 
     def match(self) -> Matches:
         dropped: list[Dropped] = []
         unclaimed: list[str] = []
-        seen: dict[str, str] = {}
-        prefixes = self.bound.spec.source.strip_prefix
-        for source, name in enumerate(self.names):
-            key = self._stripped(name, prefixes) if prefixes else name
-            if prefixes and key in seen:
-                self.report.add(
-                    f"{printable(seen[key])} and {printable(name)} are the same key once their prefixes are stripped"
-                )
-            seen[key] = name
+        drops = self.bound.spec.source.drop
+        for source, key in enumerate(self._keys()):
             matched = self.trie.match(key)
-            claims = [claim for claim in matched if self._outside(*claim) is None and self._holds(*claim)]
-            reasons = [drop for drop in self.bound.spec.source.drop if matches_drop(drop.pattern, key)]
+            claims = [claim for claim in matched if self._takes(*claim)]
+            reasons = [drop for drop in drops if matches_drop(drop.pattern, key)]
             if not claims:
                 if reasons:
                     dropped.append(Dropped(source, reasons[0].reason))
@@ -102,30 +156,38 @@ class _Matcher:
                     self._report_outside(key, matched)
                 else:
                     unclaimed.append(key)
-                continue
-            if len(claims) > 1 or reasons:
-                rules = [self.entries[number] for number, _ in sorted(claims, key=operator.itemgetter(0))]
-                in_parts = all(takes_part(rule.sources[term].term) for rule, term, _ in rules)
-                if reasons or not in_parts or len({rule.number for rule, _, _ in rules}) < len(rules):
-                    self.report.claimed_twice(key, [(rule, term) for rule, term, _ in rules], reasons)
-                    self.contested.update(rule.number for rule, _, _ in rules)
-                    continue
-            for number, binding in claims:
-                self._claim(source, number, binding)
-        self.report.unclaimed(
-            unclaimed,
-            [str(key.pattern) for rule, term, replica in self.entries for key in (rule.sources[term].keys[replica],)],
-        )
+            elif (len(claims) == 1 and not reasons) or self._is_shared(key, claims, reasons):
+                for number, binding in claims:
+                    self._claim(source, number, binding)
+            elif self.contested_keys == MAX_CONTESTED:
+                self.report.add(f"several rules claim {MAX_CONTESTED} keys; those after them were not looked at")
+                return Matches((), (), tuple(self.problems), {})
+        self._report_unclaimed(unclaimed)
         matches = []
         counts = self._count()
         for rule in (_with_counts(rule, counts) for rule in self.bound.rules):
             if not rule.sources:
                 instances = list(self._enumerate(rule))
             else:
-                instances = list(self.instances[rule.number].values())
+                instances = self._instances(rule)
                 self._check_complete(rule, instances)
-            matches.append(RuleMatch(rule, tuple(instances)))
+            matches.append(RuleMatch(rule, instances))
         return Matches(tuple(matches), tuple(dropped), tuple(self.problems), counts)
+
+    def _keys(self) -> Iterator[str]:
+        """The key of each tensor: its name, without the prefixes that training wrappers added."""
+        prefixes = self.bound.spec.source.strip_prefix
+        if not prefixes:
+            yield from self.names
+            return
+        seen: dict[str, str] = {}
+        for name in self.names:
+            key = self._stripped(name, prefixes)
+            if key in seen:
+                both = f"{printable(seen[key])} and {printable(name)}"
+                self.report.add(f"{both} are the same key once their prefixes are stripped")
+            seen[key] = name
+            yield key
 
     def _stripped(self, name: str, prefixes: Sequence[str]) -> str:
         """The key without the wrappers' prefixes; where keys have labels, they stand behind those."""
@@ -137,7 +199,7 @@ class _Matcher:
         """The dims that the keys tell: the largest number that any key has for their placeholders, and one more."""
         counts: dict[str, int] = {}
         for rule in (rule for rule in self.bound.rules if rule.counted):
-            for instance in self.instances[rule.number].values():
+            for instance in self._instances(rule):
                 for name, last in self._last_indices(rule, instance):
                     dim = rule.counted[name]
                     counts[dim] = max(counts.get(dim, 0), last + 1)
@@ -157,19 +219,13 @@ class _Matcher:
                 if name in rule.counted:
                     yield name, max(at[position] for at in found) + rule.starts.get(name, 0)
 
-    def _outside(self, number: int, binding: Binding) -> str | None:
-        """A placeholder whose value is outside its range, so that the pattern matches and the rule doesn't."""
-        rule = self.entries[number][0]
-        for name, start in rule.starts.items():
-            value = binding.get(name)
-            if isinstance(value, int) and (value < start or (name in rule.ranges and value >= rule.ranges[name][1])):
-                return name
-        listed = ((name, binding[name], indices) for name, indices in rule.listed.items() if name in binding)
-        return next((name for name, value, indices in listed if value not in indices), None)
+    def _takes(self, number: int, binding: Binding) -> bool:
+        """Whether the rule takes a key that its pattern matches."""
+        entry = self.entries[number]
+        return _outside(entry, binding) is None and (entry.rule.condition is None or self._holds(entry.rule, binding))
 
-    def _holds(self, number: int, binding: Binding) -> bool:
+    def _holds(self, rule: BoundRule, binding: Binding) -> bool:
         """Whether the rule is on for these placeholders."""
-        rule = self.entries[number][0]
         if rule.condition is None:
             return True
         case = (rule.number, tuple(binding[name] for name in rule.shape.instances))
@@ -177,10 +233,26 @@ class _Matcher:
             self.decided[case] = rule.condition.holds({name: binding[name] for name in rule.shape.instances})
         return self.decided[case]
 
+    def _is_shared(self, key: str, claims: Sequence[tuple[int, Binding]], drops: Sequence[Drop]) -> bool:
+        """Whether several rules may claim a key, since each takes a part of its tensor; if not, that is reported."""
+        entries = [self.entries[number] for number, _ in sorted(claims, key=operator.itemgetter(0))]
+        in_parts = all(takes_part(entry.rule.sources[entry.term].term) for entry in entries)
+        if in_parts and not drops and len({entry.rule.number for entry in entries}) == len(entries):
+            return True
+        self.report.claimed_twice(key, [entry.rule for entry in entries], drops)
+        self.contested.update(entry.rule.number for entry in entries)
+        self.contested_keys += 1
+        return False
+
+    def _report_unclaimed(self, keys: Sequence[str]) -> None:
+        patterns = (each.rule.sources[each.term].keys[each.replica].pattern for each in self.entries)
+        self.report.unclaimed(keys, [*map(str, patterns)] if keys else ())
+
     def _report_outside(self, key: str, matched: Sequence[tuple[int, Binding]]) -> None:
         """Why none of the rules whose patterns a key matches takes it."""
-        number, binding = next((each for each in matched if self._outside(*each) is None), matched[0])
-        rule, name = self.entries[number][0], self._outside(number, binding)
+        claims = [(self.entries[number], binding) for number, binding in matched]
+        entry, binding = next((each for each in claims if _outside(*each) is None), claims[0])
+        rule, name = entry.rule, _outside(entry, binding)
         if name is None:
             values = ", ".join(f"{name}={printable(str(binding[name]))}" for name in rule.shape.instances)
             others = f", nor any other of the {len(matched)} rules that match it" if len(matched) > 1 else ""
@@ -192,14 +264,25 @@ class _Matcher:
             self.report.add(what, rule, hint)
 
     def _claim(self, source: int, number: int, binding: Binding) -> None:
-        rule, term_index, replica = self.entries[number]
-        term = rule.sources[term_index]
+        entry = self.entries[number]
+        rule = entry.rule
+        if entry.is_single:
+            self.singles[rule.number].append(Instance(binding, source))
+            return
         chosen = {name: binding[name] for name in rule.shape.instances}
-        instance = self.instances[rule.number].setdefault(tuple(chosen.values()), Instance(chosen))
-        coordinates, copy = (
-            tuple(rule.position(axis, int(binding[axis])) for axis in axes) for axes in (term.key_axes, term.copy_axes)
-        )
-        instance.found.setdefault((term_index, (replica, *copy)), {})[coordinates] = source
+        at = tuple(chosen.values())
+        instances = self.instances[rule.number]
+        instance = instances.get(at)
+        if instance is None:
+            instance = instances[at] = Instance(chosen)
+        place = (entry.term, (entry.replica, *entry.at(entry.copy_axes, binding)))
+        found = instance.found.get(place)
+        if found is None:
+            found = instance.found[place] = {}
+        found[entry.at(entry.key_axes, binding)] = source
+
+    def _instances(self, rule: BoundRule) -> list[Instance]:
+        return self.singles[rule.number] or [*self.instances[rule.number].values()]
 
     def _enumerate(self, rule: BoundRule) -> Iterator[Instance]:
         """The instances of a rule that makes its targets: every combination of its placeholders' ranges and choices."""
@@ -233,6 +316,15 @@ class _Matcher:
             and rule.targets
         ):
             self.report.matches_nothing(rule, self.names)
+
+
+def _outside(entry: _Entry, binding: Binding) -> str | None:
+    """A placeholder whose value is outside its range, so that the pattern matches and the rule doesn't."""
+    for name, start, stop in entry.limits:
+        value = binding[name]
+        if isinstance(value, int) and not start <= value < stop:
+            return name
+    return next((name for name, indices in entry.positions.items() if binding[name] not in indices), None)
 
 
 def _with_counts(rule: BoundRule, counts: Mapping[str, int]) -> BoundRule:

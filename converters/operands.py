@@ -23,6 +23,11 @@ class Operand:
     def __str__(self) -> str:
         return self.label or "the tensor"
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is one tensor, of which nothing is said but that all of it is meant."""
+        return not self.key_axes and self.layout.dims == (Rest(),)
+
     def axes(self) -> frozenset[str]:
         """The names of all its axes, those in the key included."""
         return self.layout.axis_names() | frozenset(self.key_axes)

@@ -8,8 +8,7 @@ computed with where that can be undone: `{i+1}`, `{L-1-i}`, and `{i//3}` beside 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from converters.dims import Expression, parse_expression
 from converters.errors import Location, SpecError
@@ -90,16 +89,19 @@ class KeyPattern:
     """A pattern, as the parts of its dot-separated segments."""
 
     segments: tuple[tuple[Part, ...], ...]
+    _holes: tuple[Hole, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Find the placeholders, which are asked for again and again."""
+        holes = tuple([part for segment in self.segments for part in segment if isinstance(part, Hole)])
+        object.__setattr__(self, "_holes", holes)
 
     def __str__(self) -> str:
         return ".".join("".join(map(str, segment)) for segment in self.segments)
 
-    def holes(self) -> Iterator[Hole]:
+    def holes(self) -> tuple[Hole, ...]:
         """Its placeholders' occurrences, from left to right."""
-        for segment in self.segments:
-            for part in segment:
-                if isinstance(part, Hole):
-                    yield part
+        return self._holes
 
     def swap_configs(self) -> KeyPattern:
         """The pattern with `config` and `target_config` exchanged in the kinds that are written in it."""

@@ -146,6 +146,8 @@ class Plan:
 
     def sources_of(self, target: Target) -> tuple[int, ...]:
         """The sources that a target is made of, each once."""
+        if len(target.moves) == 1:
+            return self.origins(target.moves[0].source)
         return tuple(dict.fromkeys(origin for move in target.moves for origin in self.origins(move.source)))
 
     @property
@@ -156,6 +158,12 @@ class Plan:
     @property
     def bytes_read(self) -> int:
         """Bytes of the sources that the output is made of; a source read for two targets counts twice."""
+        if not self.made:
+            return sum(
+                move.copy.size * self.sources[move.source].info.dtype.bits // 8
+                for target in self.targets
+                for move in target.moves
+            )
         return sum(self._nbytes_read(move) for target in self.targets for move in target.moves)
 
     def _nbytes_read(self, move: Move) -> int:
@@ -181,13 +189,15 @@ class Plan:
     def bytes_by_way(self) -> dict[str, int]:
         """Bytes written by way: `copied` as plain byte ranges, `rearranged`, `computed`, `generated`."""
         ways = {"copied": 0, "rearranged": 0, "computed": 0, "generated": 0}
+        made = len(self.sources)
         for target in self.targets:
             bits = target.info.dtype.bits
             if target.generator is not None:
                 ways["generated"] += target.info.nbytes
-            ways["generated"] += sum(fill.copy.size for fill in target.fills) * bits // 8
+            if target.fills:
+                ways["generated"] += sum(fill.copy.size for fill in target.fills) * bits // 8
             for move in target.moves:
-                computed = target.operations or self.is_made(move.source)
+                computed = target.operations or move.source >= made
                 way = "computed" if computed else "copied" if move.copy.is_range else "rearranged"
                 ways[way] += move.copy.size * bits // 8
         return ways

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
+from converters.collector import paused
 from converters.errors import WeightmapError
 from converters.operations import Reduction, generator_from_json
 from converters.operations.registry import elementwise_from_json, operation_to_json, tensor_operation_from_json
@@ -29,11 +30,13 @@ from converters.tensor_info import DType, TensorInfo
 PLAN_VERSION = 2
 
 
+@paused()
 def encode(plan: Plan) -> str:
     """The plan as JSON; `decode` reads it back as an equal plan."""
     return json.dumps(_Encoder().plan(plan), separators=(",", ":"))
 
 
+@paused()
 def decode(text: str) -> Plan:
     """Read a plan that `encode` wrote.
 
@@ -55,16 +58,19 @@ class _Encoder:
 
     def __init__(self) -> None:
         self.copies: dict[StridedCopy, int] = {}
+        self._numbers: dict[int, int] = {}
 
     def copy(self, copy: StridedCopy) -> int:
-        return self.copies.setdefault(copy, len(self.copies))
+        # Most of them are the very same, which is told faster than that they are equal; the plan keeps them alive.
+        number = self._numbers.get(id(copy))
+        if number is None:
+            number = self._numbers[id(copy)] = self.copies.setdefault(copy, len(self.copies))
+        return number
 
     def target(self, target: Target) -> dict[str, Any]:
-        data: dict[str, Any] = {
-            **_info_to_json(target.info),
-            "rule": target.rule,
-            "moves": [[move.source, self.copy(move.copy)] for move in target.moves],
-        }
+        data = _info_to_json(target.info)
+        data["rule"] = target.rule
+        data["moves"] = [[move.source, self.copy(move.copy)] for move in target.moves]
         if target.operations:
             data["operations"] = [operation_to_json(operation) for operation in target.operations]
         if target.generator is not None:
@@ -115,15 +121,21 @@ class _Encoder:
                 [copy.shape, copy.source_start, copy.source_strides, copy.target_start, copy.target_strides]
                 for copy in self.copies
             ],
-            "shards": [
-                {"file": shard.filename, "tensors": len(shard.tensors)} | ({"part": shard.part} if shard.part else {})
-                for shard in plan.shards
-            ],
+            "shards": [_shard_to_json(shard) for shard in plan.shards],
             "dropped": [[drop.source, drop.reason, drop.size] for drop in plan.dropped],
             "equality_checks": [[check.first, check.second, check.rule] for check in plan.equality_checks],
             "notes": plan.notes,
             "config": plan.config,
         }
+
+
+def _shard_to_json(shard: Shard) -> dict[str, Any]:
+    data: dict[str, Any] = {"file": shard.filename, "tensors": len(shard.tensors)}
+    if shard.part:
+        data["part"] = shard.part
+    if shard.data_phase is not None:
+        data["data_phase"] = shard.data_phase
+    return data
 
 
 def _info_to_json(info: TensorInfo) -> dict[str, Any]:
@@ -144,7 +156,7 @@ def _shards(data: Sequence[Mapping[str, Any]], targets: Sequence[Target]) -> tup
     for shard in data:
         stop = start + shard["tensors"]
         infos = tuple(target.info for target in targets[start:stop])
-        shards.append(Shard(shard["file"], infos, shard.get("part", "")))
+        shards.append(Shard(shard["file"], infos, shard.get("part", ""), shard.get("data_phase")))
         start = stop
     return tuple(shards)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from converters.bind import BoundRule, BoundSpec, fill_shape, finish_config
+from converters.collector import paused
 from converters.completeness import Coordinates, Instance
 from converters.coverage import Coverage, Draft, mixed_dtypes, unlike
 from converters.errors import CoverageError, Problem
@@ -29,8 +31,9 @@ from converters.plan import (
 from converters.rule_lowering import RuleLowering
 from converters.rule_targets import RuleTargets
 from converters.sharding import Shard, split_into_shards
+from converters.single_tensors import SingleTensors, makes_one_of_one
 from converters.spec import Side
-from converters.strided import strided_copy
+from converters.strided import StridedCopy, strided_copy
 from converters.tensor_info import DType, TensorInfo, parse_dtype
 from converters.text import format_nbytes, printable
 
@@ -41,6 +44,7 @@ MAX_TENSOR_NBYTES = 10_000_000_000_000
 """Bytes; what huggingface_hub takes by default."""
 
 
+@paused()
 def make_plan(
     bound: BoundSpec,
     sources: Sequence[Source],
@@ -74,7 +78,13 @@ def shards_of(side: Side, tensors: Sequence[TensorInfo], max_shard_nbytes: int) 
 
 def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key by which layer 10 comes after layer 9: the output's order depends on its names alone."""
-    return tuple((0, int(part), "") if is_index(part) else (1, 0, part) for part in name.split("."))
+    return tuple(map(_place, name.split(".")))
+
+
+@lru_cache(maxsize=4096)
+def _place(part: str) -> tuple[int, int, str]:
+    """How a part of a name sorts; names have many parts, and few different ones."""
+    return (0, int(part), "") if is_index(part) else (1, 0, part)
 
 
 class _Planner:
@@ -93,19 +103,8 @@ class _Planner:
 
     def plan(self, max_shard_nbytes: int) -> Plan:
         """See `make_plan`."""
-        matches = match_keys(self.bound, [source.info.name for source in self.sources])
-        self.problems.extend(matches.problems)
-        self.lowering.learn(matches.counts)
-        counts: dict[int, int] = {}
-        # What is made anew comes last, when the layouts of the others have shown the sizes that no config gives.
-        for match in sorted(matches.rules, key=lambda match: match.rule.rule.fill is not None):
-            counts[match.rule.number] = len(match.instances)
-            for instance in () if matches.problems else match.instances:
-                if match.rule.rule.fill is not None:
-                    self._fill(match.rule, instance)
-                else:
-                    self._instance(match.rule, instance)
-        self.coverage.whole.update(drop.source for drop in matches.dropped)
+        dropped, counts = self._collect()
+        self.coverage.whole.update(drop.source for drop in dropped)
         if not self.problems:
             self.problems.extend(self.coverage.prove(self.bound.spec.path, [made.info for made in self.made.all]))
         if self.problems:
@@ -124,13 +123,33 @@ class _Planner:
             tuple(by_name[info.name] for shard in shards for info in shard.tensors),
             shards,
             self._summaries(counts),
-            (*matches.dropped, *self.dropped),
+            (*dropped, *self.dropped),
             tuple(self.equality_checks),
             tuple(self.generated_checks),
             self.bound.notes,
             finish_config(self.bound, self.lowering.learned),
             tuple(self.made.all),
         )
+
+    def _collect(self) -> tuple[tuple[Dropped, ...], dict[int, int]]:
+        """Draft all targets; returns the keys that are dropped, and how many instances each rule has."""
+        matches = match_keys(self.bound, [source.info.name for source in self.sources])
+        self.problems.extend(matches.problems)
+        self.lowering.learn(matches.counts)
+        counts: dict[int, int] = {}
+        singles = SingleTensors(self.sources, self.coverage, self.lowering, self.targets)
+        # What is made anew comes last, when the layouts of the others have shown the sizes that no config gives.
+        for match in sorted(matches.rules, key=lambda match: match.rule.rule.fill is not None):
+            counts[match.rule.number] = len(match.instances)
+            instances = () if matches.problems else match.instances
+            if makes_one_of_one(match.rule):
+                instances = singles.make(match.rule, instances)
+            for instance in instances:
+                if match.rule.rule.fill is not None:
+                    self._fill(match.rule, instance)
+                else:
+                    self._instance(match.rule, instance)
+        return matches.dropped, counts
 
     def _problem(self, rule: BoundRule, what: str, hint: str | None = None) -> None:
         self.problems.append(Problem(f"{rule.rule.path}: {what}", rule.rule.location, hint))
@@ -176,7 +195,7 @@ class _Planner:
     ) -> bool:
         """Make the targets of these sources; whether that was possible."""
         numbers = sorted({number for operand in operands for number in operand.values()})
-        mixed = mixed_dtypes([self._info(number) for number in numbers])
+        mixed = mixed_dtypes([self._info(number) for number in numbers]) if len(numbers) > 1 else None
         if mixed is not None:
             self._problem(rule, mixed, "cast one of them first")
             return False
@@ -184,17 +203,21 @@ class _Planner:
         if lowered is None:
             return False
         drafts = self.targets.drafts(rule, instance, lowered, self._info(numbers[0]).dtype, part)
-        for draft in (each for found in drafts.values() for each in found):
-            draft.is_grid = part > 0
-        for number in numbers:
-            self.coverage.reads.setdefault(number, [])
+        if part > 0:
+            for draft in (each for found in drafts.values() for each in found):
+                draft.is_grid = True
+        reads: dict[int, list[StridedCopy]] = {number: [] for number in numbers}
         for piece in lowered.pieces:
             source = operands[piece.source][piece.source_index]
-            self.coverage.reads[source].append(piece.copy)
+            reads[source].append(piece.copy)
             for draft in drafts.get((piece.target, piece.target_index), ()):
                 draft.moves.append(Move(source, piece.copy))
-        self._source_blocks(rule, lowered, operands)
-        self._target_blocks(rule, lowered, drafts)
+        for number, copies in reads.items():
+            self.coverage.read(number, copies)
+        if lowered.loose_sources:
+            self._source_blocks(rule, lowered, operands)
+        if lowered.loose_targets:
+            self._target_blocks(rule, lowered, drafts)
         return True
 
     def _info(self, number: int) -> TensorInfo:
@@ -202,7 +225,7 @@ class _Planner:
 
     def _operand(self, rule: BoundRule, instance: Instance, index: int, part: int) -> Mapping[Coordinates, int] | None:
         """The source at each coordinate, once all keys of the term are known to agree in shape."""
-        replicas = [instance.found[index, replica] for replica in instance.replicas(index)]
+        replicas = instance.sources(index)
         has_inputs = rule.sources[index].term.sharing == "inputs"
         if rule.rule.tensor_operation is None:
             return self._shared(rule, replicas[part : part + 1] if has_inputs else replicas)
@@ -215,6 +238,8 @@ class _Planner:
     ) -> Mapping[Coordinates, int] | None:
         """The first of several sources that must hold the same, once they are known to agree in shape."""
         first = replicas[0]
+        if len(replicas) == len(first) == 1:
+            return first
         like = self._info(next(iter(first.values())))
         for found in replicas:
             different = unlike((self._info(source) for source in found.values()), like)
@@ -256,7 +281,7 @@ class _Planner:
         for block in lowered.loose_sources:
             reason = next((reasons[label] for label in block.labels if label in reasons), None)
             for source in operands[block.operand].values():
-                self.coverage.reads[source].append(block.copy)
+                self.coverage.read(source, [block.copy])
                 if reason is not None:
                     self.dropped.append(Dropped(source, reason, block.copy.size))
                 elif (fill := self._block_fill(rule, block, self._info(source))) is not None:

@@ -42,8 +42,8 @@ class RuleLowering:
 
         With `part`, the tensors are the grid of that number over those of part 0, which come first.
         """
-        shapes = tuple(info.shape for info in firsts)
-        case = (rule.number, part, shapes, tuple(sorted(instance.extents.items())))
+        shapes = tuple([info.shape for info in firsts])
+        case = (rule.number, part, shapes, instance.sorted_extents())
         if case not in self._lowered:
             self._lowered[case] = self._lower(rule, instance, firsts, part)
         return self._lowered[case]

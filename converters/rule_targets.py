@@ -17,6 +17,17 @@ from converters.tensor_info import DType, TensorInfo
 MADE_ONCE = "each target is made once; give one of the two another key"
 
 
+def output_dtype(rule: BoundRule, dtype: DType) -> DType:
+    """What the rule's operations make of a dtype.
+
+    Raises:
+        CoverageError: one of them can't take it.
+    """
+    for operation in rule.rule.elementwise:
+        dtype = operation.output_dtype(dtype)
+    return dtype
+
+
 class RuleTargets:
     """Makes drafts; what can't be made is reported."""
 
@@ -28,30 +39,33 @@ class RuleTargets:
         self, rule: BoundRule, instance: Instance, lowered: Lowered, dtype: DType, part: int
     ) -> dict[tuple[int, Coordinates], list[Draft]]:
         """The drafts that each target operand writes at each coordinate; several where keys are copies."""
-        try:
-            for operation in rule.rule.elementwise:
-                dtype = operation.output_dtype(dtype)
-        except CoverageError as error:
-            self._problem(rule, error.problems[0].what, None)
+        made = self._dtype(rule, dtype)
+        if made is None:
             return {}
         # An empty tensor has no pieces, and is still a target.
-        places = (
-            (index, term, coordinate)
-            for index, term in enumerate(rule.targets)
-            for coordinate in itertools.product(*(range(lowered.sizes[axis]) for axis in term.key_axes))
-        )
         found: dict[tuple[int, Coordinates], list[Draft]] = {}
-        for index, term, coordinate in places:
-            binding = dict(instance.binding)
-            for axis, value in zip(term.key_axes, coordinate, strict=True):
-                binding[axis] = rule.index(axis, value)
+        for index, term in enumerate(rule.targets):
+            shape = lowered.target_shapes[index]
             # Of tied keys the first is written, and under `inputs` each has a part of its own.
             keys = term.keys if term.term.sharing in ("one", "copy") else term.keys[part : part + 1]
-            copies = self._copies(rule, term, binding)
-            names = [name for key in keys for copy in copies if (name := self.name(rule, key, copy))]
-            drafts = (self.draft(rule, TensorInfo(name, lowered.target_shapes[index], dtype)) for name in names)
-            found[index, coordinate] = [draft for draft in drafts if draft is not None]
+            for coordinate in itertools.product(*(range(lowered.sizes[axis]) for axis in term.key_axes)):
+                binding: Binding = instance.binding
+                if coordinate:
+                    at = {axis: rule.index(axis, value) for axis, value in zip(term.key_axes, coordinate, strict=True)}
+                    binding = {**binding, **at}
+                copies = self._copies(rule, term, binding) if term.copy_axes else [binding]
+                names = [name for key in keys for copy in copies if (name := self.name(rule, key, copy))]
+                drafts = [self.draft(rule, TensorInfo(name, shape, made)) for name in names]
+                found[index, coordinate] = [draft for draft in drafts if draft is not None]
         return found
+
+    def _dtype(self, rule: BoundRule, dtype: DType) -> DType | None:
+        """What the rule's operations make of a dtype; None where they can't take it, which is reported."""
+        try:
+            return output_dtype(rule, dtype)
+        except CoverageError as error:
+            self._problem(rule, error.problems[0].what, None)
+            return None
 
     def _copies(self, rule: BoundRule, term: BoundTerm, binding: Binding) -> list[Binding]:
         """The binding of each copy that a term makes."""

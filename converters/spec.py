@@ -60,6 +60,8 @@ class Rule:
 
     Attributes:
         operations: in the order of the way there. Only the first can be a `TensorOperation`.
+        tensor_operation: what makes the tensors that its layouts see, of those under the source's keys; None without.
+        elementwise: what each value goes through.
         dtype: of the tensors that `fill` makes: a dtype's name, or None for the dtype of the tensors around.
         shape: of the tensors that `fill` makes, as expressions over `dims`.
         when: a condition on the config; where it is false the rule is off.
@@ -85,12 +87,16 @@ class Rule:
     parts_of: Literal["from", "to"] = "from"
     location: Location | None = field(default=None, compare=False)
     path: str = field(default="", compare=False)
+    # Asked for each tensor of a checkpoint, and what kind an operation is takes long to tell.
+    tensor_operation: TensorOperation | None = field(init=False, compare=False, repr=False)
+    elementwise: tuple[Elementwise, ...] = field(init=False, compare=False, repr=False)
 
-    @property
-    def tensor_operation(self) -> TensorOperation | None:
-        """What makes the tensors that its layouts see, of those under the source's keys; None without."""
-        first = self.operations[0] if self.operations else None
-        return first if isinstance(first, TensorOperation) else None
+    def __post_init__(self) -> None:
+        """Sort the operations by kind."""
+        makes = self.operations[:1] if self.operations and isinstance(self.operations[0], TensorOperation) else (None,)
+        object.__setattr__(self, "tensor_operation", makes[0])
+        elementwise = tuple(operation for operation in self.operations if isinstance(operation, Elementwise))
+        object.__setattr__(self, "elementwise", elementwise)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -98,11 +104,6 @@ class Rule:
         if self.parts:
             return tuple(name for name, _ in self.parts)
         return self.tensor_operation.inputs if self.tensor_operation is not None else ()
-
-    @property
-    def elementwise(self) -> tuple[Elementwise, ...]:
-        """What each value goes through."""
-        return tuple(operation for operation in self.operations if isinstance(operation, Elementwise))
 
     @property
     def text(self) -> str:

@@ -38,6 +38,8 @@ class RuleShape:
         return tuple(name for name in self._in_keys(term) if name in self.copies)
 
     def _in_keys(self, term: Term) -> list[str]:
+        if not term.keys[0].holes():
+            return []
         names = (name for hole in term.keys[0].holes() for name in sorted(hole.expression.names()))
         return [name for name in dict.fromkeys(names) if name in self.kinds]
 
@@ -58,8 +60,10 @@ def rule_shape(rule: Rule, placeholders: Iterable[tuple[str, Kind]], dims: froze
     Without a kind, a placeholder in the last segment of a key is a name, since keys end in a parameter's name; any
     other, and one that is computed with or used as an axis, is a whole number.
     """
-    declared = dict(placeholders)
     keys = [key for term in terms_of(rule) for key in term.keys]
+    if not any(key.holes() for key in keys):
+        return RuleShape({}, ())
+    declared = dict(placeholders)
     per_key = [placeholders_of(key, dims) for key in keys]
     everywhere = frozenset.intersection(*per_key) if per_key else frozenset()
     uses: dict[str, list[tuple[Hole, bool]]] = {}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.errors import Location, SpecError
-from converters.keys import CompiledPattern, KeyTrie, is_index, matches_drop
+from converters.keys import CompiledPattern, is_index, matches_drop
 from converters.pattern import Choice, Index, Kind, Name, Path, parse_pattern
 
 KINDS: dict[str, Kind] = {
@@ -120,30 +120,6 @@ def test_matching_undoes_formatting(text: str, binding: dict[str, int | str]) ->
     key = pattern.format(binding)
     assert key is not None
     assert pattern.match(key) == {name: binding[name] for name in pattern.names}
-
-
-@settings(max_examples=200)
-@given(st.lists(patterns(), min_size=1, max_size=8), BINDINGS, st.data())
-def test_the_trie_finds_what_trying_each_pattern_finds(
-    texts: list[str], binding: dict[str, int | str], data: st.DataObject
-) -> None:
-    found_by = [compiled(text) for text in texts]
-    trie = KeyTrie()
-    for number, pattern in enumerate(found_by):
-        trie.add(pattern, number)
-    key = data.draw(st.sampled_from(found_by)).format(binding)
-    assert key is not None
-    key = data.draw(st.sampled_from([key, f"{key}.x", key.replace("w", "in_"), key[:-1]]))
-    each = [(number, found) for number, pattern in enumerate(found_by) if (found := pattern.match(key)) is not None]
-    assert sorted(trie.match(key), key=lambda match: match[0]) == each
-
-
-def test_two_patterns_that_both_match_are_both_found() -> None:
-    trie = KeyTrie()
-    for number, text in enumerate(["h.{i}.{p}", "h.{n}.weight", "{r}", "h.1.weight", "h.{i}.{n}"]):
-        trie.add(compiled(text), number)
-    assert sorted(number for number, _ in trie.match("h.1.weight")) == [0, 1, 2, 3, 4]
-    assert sorted(number for number, _ in trie.match("h.x.weight")) == [1, 2]
 
 
 def test_numbers_below_zero_have_no_key() -> None:

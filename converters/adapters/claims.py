@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from converters.adapters.keys import Factor, Suffix, split_key, unwrapped, weight_of
 from converters.bind import BoundRule, BoundSpec
 from converters.errors import Problem
-from converters.keys import KeyTrie, matches_drop
+from converters.key_trie import KeyTrie
+from converters.keys import matches_drop
 from converters.matching import strip_prefixes
 from converters.tensor_info import TensorInfo
 from converters.text import printable

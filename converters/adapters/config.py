@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from converters.adapters.keys import ADAPTER_CONFIG, PREFIX, Factor, split_key
+from converters.adapters import ADAPTER_CONFIG
+from converters.adapters.keys import PREFIX, Factor, split_key
 from converters.adapters.rules import MERGE_FIRST
 from converters.errors import ConfigError, CoverageError, Problem
 from converters.plan import Plan

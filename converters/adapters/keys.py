@@ -9,8 +9,6 @@ from typing import Final
 
 from converters.pattern import Choice, Hole, KeyPattern, Kind, Path
 
-ADAPTER_CONFIG: Final = "adapter_config.json"
-
 PREFIX: Final = "base_model.model."
 """What PEFT puts before the keys of the model that it wraps."""
 
@@ -77,6 +75,13 @@ def unwrapped(key: str) -> tuple[str, bool]:
     module, dot, name = key.rpartition(".")
     parent = module.removesuffix(f".{_WRAPPED}")
     return (f"{parent}{dot}{name}", True) if parent != module else (key, False)
+
+
+def base_key(key: str) -> str:
+    """The key of the base model's parameter that a tensor of an adapter changes, or takes the place of."""
+    inner = key.removeprefix(PREFIX)
+    update = split_key(inner)
+    return weight_of(update[0]) if update is not None else unwrapped(inner)[0]
 
 
 def wrapped(pattern: KeyPattern) -> KeyPattern:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from converters.adapters import ADAPTER_CONFIG
 from converters.adapters.claims import Claimer, Claims, listed
 from converters.adapters.factors import MATRIX, Half, Halves, Items, halve, ones
 from converters.adapters.keys import (
-    ADAPTER_CONFIG,
     PREFIX,
     Factor,
     Suffix,

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from converters.collector import paused
 from converters.commands.options import (
     CONTEXT_SETTINGS,
     checkpoint_argument,
@@ -29,6 +30,7 @@ from converters.commands.options import (
 )
 @json_option
 @debug_option
+@paused()
 def plan(*, source: Path, plan_file: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401 - see make_request
     """Show what a conversion would do, from headers alone.
 

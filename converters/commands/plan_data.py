@@ -25,20 +25,24 @@ class Example:
 def examples(plan: Plan) -> dict[int, Example]:
     """For each rule that makes something, by number, the instance with the largest target; the first of several."""
     largest: dict[int, Target] = {}
+    nbytes: dict[int, int] = {}
     for target in plan.targets:
-        if target.rule not in largest or target.info.nbytes > largest[target.rule].info.nbytes:
-            largest[target.rule] = target
-    found = {}
-    read_by: dict[int, list[Target]] = {}
+        size = target.info.nbytes
+        if size > nbytes.get(target.rule, -1):
+            largest[target.rule], nbytes[target.rule] = target, size
+    sources = {rule: plan.sources_of(target) for rule, target in largest.items()}
+    # Which targets the few sources that are shown go to: of a hundred thousand targets, only theirs are of interest.
+    read_by: dict[int, list[Target]] = {source: [] for shown in sources.values() for source in shown}
     for target in plan.targets:
         for source in plan.sources_of(target):
-            read_by.setdefault(source, []).append(target)
+            if source in read_by:
+                read_by[source].append(target)
+    found = {}
     for rule, target in largest.items():
-        sources = plan.sources_of(target)
-        siblings = {other.info.name: other.info for source in sources for other in read_by[source]}
+        siblings = {other.info.name: other.info for source in sources[rule] for other in read_by[source]}
         found[rule] = Example(
-            tuple(plan.sources[source].info for source in sources),
-            tuple(siblings.values()) if sources else (target.info,),
+            tuple(plan.sources[source].info for source in sources[rule]),
+            tuple(siblings.values()) if sources[rule] else (target.info,),
         )
     for check in plan.generated_checks:
         found.setdefault(check.rule, Example((plan.sources[check.source].info,), ()))

@@ -5,20 +5,17 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from converters.errors import CheckpointError, Problem
 from converters.storage.base import CheckpointReader
-from converters.storage.npz_reader import SUFFIX as NPZ
-from converters.storage.npz_reader import NpzReader
+from converters.storage.formats import LEGACY_START, NPZ, TORCH_SUFFIXES
 from converters.storage.open_files import open_file_at
 from converters.storage.safetensors import SafetensorsReader
-from converters.storage.torch_legacy import LEGACY_START
-from converters.storage.torch_reader import TorchReader
 from converters.text import printable
 
-TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt")
-"""How the names of files end that `torch.save` writes."""
+if TYPE_CHECKING:
+    from converters.storage.torch_reader import TorchReader
 
 _SNIFFED_NBYTES: Final = 512
 _ZIP_NAME: Final = struct.Struct("<26xH2x")
@@ -47,6 +44,8 @@ def open_files(path: Path, files: Mapping[str, Path], notes: Sequence[Problem] =
             printable(str(path)),
             "Download all of them again, in one format.",
         )
+    from converters.storage.torch_reader import TorchReader
+
     return TorchReader(path, files, notes)
 
 
@@ -67,6 +66,8 @@ def open_file(path: Path, name: str, file: Path, notes: Sequence[Problem] = ()) 
     if start.startswith(_ZIP_START) and len(start) > _ZIP_NAME.size:
         length = _ZIP_NAME.unpack_from(start)[0]
         if name.endswith(NPZ) or start[_ZIP_NAME.size : _ZIP_NAME.size + length].endswith(b".npy"):
+            from converters.storage.npz_reader import NpzReader
+
             return NpzReader(path, name, file, notes)
     return open_files(path, {name: file}, notes)
 

@@ -53,26 +53,29 @@ def scan_header(text: str) -> ScannedHeader | None:
     if start is None:
         return None
     cursor = start.end()
-    kinds: dict[tuple[str, str], _Kind | None] = {}
+    kinds: dict[tuple[str, str], _Kind] = {}
     tensors: dict[str, TensorInfo] = {}
     offsets: dict[str, int] = {}
     position = count = 0
+    last = "0"
     match_entry = _ENTRY.match
     while entry := match_entry(text, cursor):
         cursor = entry.end()
         name, label, sizes, begin, end = entry.groups()
         # A model has many tensors and few kinds of them.
-        if (label, sizes) in kinds:
-            kind = kinds[label, sizes]
-        else:
-            kind = kinds[label, sizes] = _read_kind(label, sizes)
-        if kind is None or int(begin) != position:
-            return None
+        kind = kinds.get((label, sizes))
+        if kind is None:
+            kind = _read_kind(label, sizes)
+            if kind is None:
+                return None
+            kinds[label, sizes] = kind
         nbytes, dtype, shape = kind
         offsets[name] = position
         position += nbytes
-        if int(end) != position:
+        # Numbers have one spelling here, so each tensor begins where the last one ended if the two texts are equal.
+        if begin != last or int(end) != position:
             return None
+        last = end
         tensors[name] = TensorInfo(name, shape, dtype)
         count += 1
     # An entry that ends with a brace has checked what follows; one that ends with a comma needs another one.

@@ -8,19 +8,8 @@ from typing import NoReturn
 
 from converters.arithmetic import LARGEST_MAGNITUDE
 from converters.errors import Location, Problem, SpecError
-from converters.expressions import (
-    OPERATORS,
-    Binary,
-    ConfigKey,
-    Expression,
-    Item,
-    Literal,
-    Name,
-    Negation,
-    Not,
-    Precedence,
-    WholeNumber,
-)
+from converters.expression_operators import OPERATORS, Binary, Item, Negation, Not, WholeNumber
+from converters.expressions import ConfigKey, Expression, Literal, Name, Precedence
 from converters.text import printable
 
 MAX_EXPRESSION_LENGTH = 2000

@@ -8,13 +8,13 @@ from pathlib import Path
 from converters.config_mapping import ConfigMapping, ConfigSide
 from converters.dims import Expression, is_dim_name, parse_expression
 from converters.errors import Location, Problem, SpecError
-from converters.parts import Part, parse_config_entry, parse_part, same_file
 from converters.pattern import Kind, parse_kind
 from converters.rule_file import read_rename, read_rule
-from converters.spec import CONFIG_FILE, LANGUAGE_VERSION, Dim, Drop, Note, Rule, Side, Spec, digest_of
+from converters.spec import LANGUAGE_VERSION, Dim, Note, Rule, Spec, digest_of
 from converters.spec_check import check_spec
 from converters.spec_nodes import Reader
 from converters.spec_proof import read_proof
+from converters.spec_side import read_drop, read_side
 from converters.yaml_nodes import MappingNode, Node, ScalarNode, load_yaml, read_yaml_bytes, to_plain
 
 TOP = (
@@ -34,9 +34,6 @@ TOP = (
     "config",
     "notes",
 )
-
-
-SIDE = ("layout", "config", "config_file", "file", "files", "strip_prefix", "drop")
 
 
 def load_spec_file(path: Path) -> Spec:
@@ -78,8 +75,8 @@ class _Parser:
             return None
         self.reader.known_keys(top, TOP, "a spec")
         self._version(top)
-        source, target = self._side(top, "source"), self._side(top, "target")
-        drop = self._drop(top.get("drop"))
+        source, target = read_side(self.reader, top, "source"), read_side(self.reader, top, "target")
+        drop = read_drop(self.reader, top.get("drop"))
         strip = self.reader.texts(top.get("strip_prefix"), "strip_prefix")
         source = replace(source, strip_prefix=source.strip_prefix + strip, drop=source.drop + drop)
         dims = self._dims(top.get("dims"))
@@ -120,85 +117,6 @@ class _Parser:
             )
         elif not isinstance(node, ScalarNode) or node.value != LANGUAGE_VERSION or isinstance(node.value, bool):
             self.reader.problem(f"this weightmap reads version {LANGUAGE_VERSION} of the language", node)
-
-    def _side(self, top: MappingNode, name: str) -> Side:
-        node = top.get(name)
-        if node is None:
-            self.reader.problem(f"'{name}' is missing", top, f"add '{name}: {{layout: NAME}}'")
-            return Side("")
-        mapping = self.reader.mapping(node, name)
-        if mapping is None:
-            return Side("")
-        self.reader.known_keys(mapping, SIDE, name)
-        layout = self.reader.text(mapping.get("layout"), f"{name}.layout")
-        if layout is None:
-            self.reader.problem(f"'{name}.layout' is missing", mapping, "name the layout, such as hf/phi")
-        config = mapping.get("config")
-        checked = self.reader.mapping(config, f"{name}.config") if config is not None else None
-        plain = to_plain(checked) if checked is not None else {}
-        return Side(
-            layout or "",
-            plain if isinstance(plain, dict) else {},
-            self.reader.texts(mapping.get("strip_prefix"), f"{name}.strip_prefix"),
-            self._drop(mapping.get("drop")),
-            self._parts(mapping.get("files"), f"{name}.files"),
-            self._config_file(mapping.get("config_file"), f"{name}.config_file"),
-            self._file(mapping.get("file"), f"{name}.file"),
-            self._configs(mapping.get("files"), f"{name}.files"),
-        )
-
-    def _file(self, node: Node | None, what: str) -> str:
-        name = self.reader.text(node, what)
-        part = self.reader.attempt(parse_part, "file", name, node.location) if node is not None and name else None
-        return part.file_text if part is not None else ""
-
-    def _configs(self, node: Node | None, what: str) -> tuple[tuple[str, str], ...]:
-        """The files that hold no weights."""
-        found = (
-            self.reader.attempt(parse_config_entry, str(key.value), value.text, value.location)
-            for key, value in self.reader.entries(node, what)
-            if isinstance(value, ScalarNode) and value.text.endswith(".json")
-        )
-        return tuple(entry for entry in found if entry is not None)
-
-    def _parts(self, node: Node | None, what: str) -> tuple[Part, ...]:
-        parts = []
-        for key, value in self.reader.entries(node, what):
-            if isinstance(value, ScalarNode) and value.text.endswith(".json"):
-                continue
-            file = self.reader.text(value, f"{what}.{key.text}")
-            part = self.reader.attempt(parse_part, str(key.value), file, value.location) if file else None
-            if part is not None:
-                parts.append(part)
-        if node is not None and sum(part.numbered for part in parts) > 1:
-            self.reader.problem(f"{what}: only one of the files can have a placeholder", node)
-        if node is not None and (same := same_file(parts)) is not None:
-            both = " and ".join(f"{part.label_text}: {part.file_text}" for part in same)
-            hint = "a file is found whatever its suffix, so give each a name of its own"
-            self.reader.problem(f"{what}: {both} could be one file", node, hint)
-        return tuple(parts)
-
-    def _config_file(self, node: Node | None, what: str) -> str:
-        if isinstance(node, ScalarNode) and node.value is None:
-            return ""
-        name = self.reader.text(node, what)
-        # It is read from the one directory and written into the other, so it must not lead out of them.
-        plain = name is not None and name.isprintable() and not name.startswith(".") and not set(name) & {"/", "\\"}
-        if node is not None and name is not None and not (plain and name.endswith((".json", ".yaml", ".yml"))):
-            self.reader.problem(f"{what} must be the name of a file that ends in .json or .yaml", node)
-        return name or CONFIG_FILE
-
-    def _drop(self, node: Node | None) -> tuple[Drop, ...]:
-        drops = []
-        for key, value in self.reader.entries(node, "drop"):
-            reason = self.reader.text(value, f"the reason to drop {key.text}")
-            if not reason:
-                self.reader.problem(
-                    f"dropping {key.text!r} needs a reason", key, f'write {key.text!r}: "why nobody will miss it"'
-                )
-            else:
-                drops.append(Drop(str(key.value), reason, key.location))
-        return tuple(drops)
 
     def _expression(self, node: Node | None, what: str) -> Expression | None:
         if isinstance(node, ScalarNode) and isinstance(node.value, (str, int, float)):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from converters.dims import Dims, Expression, Unresolved, Value, evaluate_dims, is_dim_name, parse_expression
 from converters.errors import Location, SpecError
-from converters.expressions import OPERATORS, Binary, ConfigKey, Literal, Name, Negation, Not, WholeNumber
+from converters.expression_operators import OPERATORS, Binary, Negation, Not, WholeNumber
+from converters.expressions import ConfigKey, Literal, Name
 
 PLACE = Location("s.yaml", 7, 6)
 

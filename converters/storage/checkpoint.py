@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from converters.collector import paused
 from converters.errors import CheckpointError, Problem
 from converters.storage.base import CheckpointReader
-from converters.storage.dcp_metadata import MAX_METADATA_NBYTES, METADATA, parse_metadata
-from converters.storage.dcp_reader import DcpReader
 from converters.storage.files import raise_unreadable, read_small_file
+from converters.storage.formats import METADATA, NPZ, TORCH_SUFFIXES
 from converters.storage.locations import locate
-from converters.storage.npz_reader import SUFFIX as NPZ
-from converters.storage.readers import TORCH_SUFFIXES, open_file, open_files
+from converters.storage.readers import open_file, open_files
 from converters.storage.remote_path import RemotePath
 from converters.storage.safetensors import SafetensorsReader
 from converters.storage.safetensors_extents import first_of
 from converters.storage.safetensors_index import (
-    INDEXED_SUFFIXES,
     MAX_INDEX_NBYTES,
     SUFFIX,
     SafetensorsIndex,
@@ -30,15 +28,20 @@ from converters.storage.safetensors_index import (
     is_index,
     parse_index,
 )
-from converters.storage.torch_reader import TorchReader
+from converters.storage.shard_names import shard_count, shard_family
+from converters.storage.unfinished import refuse_unfinished
 from converters.text import printable
+
+if TYPE_CHECKING:
+    from converters.storage.dcp_reader import DcpReader
+    from converters.storage.torch_reader import TorchReader
 
 # What transformers' Trainer keeps beside the weights, in files of torch.save.
 _TRAINING_STATE: Final = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 _LISTED: Final = 5
-_MAX_DIGITS: Final = 18
 
 
+@paused()
 def open_checkpoint(path: Path | str) -> CheckpointReader:
     """Open a checkpoint: one file, an index, or a directory as on the Hub.
 
@@ -61,6 +64,8 @@ def open_checkpoint(path: Path | str) -> CheckpointReader:
         mode = path.stat().st_mode
     except OSError as error:
         raise_unreadable(error, printable(str(path)))
+    if not isinstance(path, RemotePath):
+        refuse_unfinished(path.resolve() if stat.S_ISDIR(mode) else path.resolve().parent)
     if stat.S_ISDIR(mode):
         return _open_directory(path)
     if is_index(path.name):
@@ -123,6 +128,9 @@ def _also_here(path: Path, names: Sequence[str], chosen: str) -> tuple[Problem, 
 
 def _open_dcp(path: Path, root: Path, notes: tuple[Problem, ...] = ()) -> DcpReader:
     """Open a checkpoint of torch.distributed.checkpoint; `root` is its directory."""
+    from converters.storage.dcp_metadata import MAX_METADATA_NBYTES, parse_metadata
+    from converters.storage.dcp_reader import DcpReader
+
     where = printable(str(root / METADATA))
     metadata = parse_metadata(read_small_file(resolve_member(root, METADATA), MAX_METADATA_NBYTES, where), where)
     files: dict[str, Path] = {}
@@ -169,12 +177,10 @@ def _open_sharded(
     index = parse_index(read_small_file(resolve_member(root, index_name), MAX_INDEX_NBYTES, where), where, suffix)
     problems = list(_left_out(index, root, index_name, present))
     files: dict[str, Path] = {}
-    held: dict[str, list[str]] = {}
-    for name, filename in index.weight_map.items():
-        held.setdefault(filename, []).append(name)
+    missing: list[str] = []
     for filename in index.filenames:
         if not _is_there(root / filename):
-            problems.append(_missing(filename, held[filename], root, index_name))
+            missing.append(filename)
             continue
         try:
             file = resolve_member(root, filename)
@@ -184,12 +190,14 @@ def _open_sharded(
         if _is_there(file):
             files[filename] = file
         else:
-            problems.append(_missing(filename, held[filename], root, index_name))
+            missing.append(filename)
+    problems.extend(_missing(missing, index, root, index_name))
     try:
         reader = open_files(path, files, notes)
     except CheckpointError as error:
         raise CheckpointError([*first_of(problems), *error.problems]) from None
-    problems.extend(compare_with_headers(index, reader.headers, where))
+    if index.weight_map != reader.file_of:
+        problems.extend(compare_with_headers(index, reader.headers, where))
     if problems:
         reader.close()
         raise CheckpointError(first_of(problems))
@@ -215,36 +223,19 @@ def _left_out(index: SafetensorsIndex, root: Path, index_name: str, present: Seq
             yield Problem(f"ambiguous: both {shown} and {shown_index} are here", where, hint)
 
 
-def shard_count(filename: str) -> int:
-    """Read how many shards there are from a name such as `model-00001-of-00002.safetensors`; 0 if it has none."""
-    split = _split_shard_name(filename)
-    return split[1] if split else 0
-
-
-def shard_family(filename: str) -> str | None:
-    """Read what the names of one checkpoint's shards have in common, `model` of the name above; None if it has none."""
-    split = _split_shard_name(filename)
-    return split[0] if split else None
-
-
-def _split_shard_name(filename: str) -> tuple[str, int] | None:
-    suffix = next((suffix for suffix in INDEXED_SUFFIXES if filename.endswith(suffix)), None)
-    if suffix is None:
-        return None
-    head, separator, count = filename.removesuffix(suffix).rpartition("-of-")
-    family, dash, number = head.rpartition("-")
-    if not separator or not dash or len(number) > _MAX_DIGITS or len(count) > _MAX_DIGITS:
-        return None
-    return (family, int(count)) if all(part.isascii() and part.isdigit() for part in (number, count)) else None
-
-
-def _missing(filename: str, names: Sequence[str], root: Path, index_name: str) -> Problem:
-    return Problem(
-        f"the file is missing; {printable(index_name)} says that it holds {len(names):,} tensors, "
-        f"among them {printable(names[0])}",
-        printable(str(root / filename)),
-        "Download it, too.",
-    )
+def _missing(filenames: Sequence[str], index: SafetensorsIndex, root: Path, index_name: str) -> Iterator[Problem]:
+    """Say which files are missing."""
+    held: dict[str, list[str]] = {filename: [] for filename in filenames}
+    for name, filename in index.weight_map.items() if filenames else ():
+        if filename in held:
+            held[filename].append(name)
+    for filename, names in held.items():
+        yield Problem(
+            f"the file is missing; {printable(index_name)} says that it holds {len(names):,} tensors, "
+            f"among them {printable(names[0])}",
+            printable(str(root / filename)),
+            "Download it, too.",
+        )
 
 
 def resolve_member(root: Path, name: str) -> Path:

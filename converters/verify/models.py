@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from converters.errors import CheckpointError, Problem
-from converters.parts import split_key
 from converters.storage.base import CheckpointReader
 from converters.text import printable
 from converters.verify.context import VerifyContext
+from converters.verify.model_keys import check_tied, misfits, name_in_model, tie, tied_parameters
 from converters.verify.precision import Precision
 from converters.verify.rounding import NO_ROUNDING, Rounding, rounding_of
 from converters.verify.skeleton import (
@@ -152,16 +151,16 @@ def load_weights(
     """
     module = skeleton.module
     state = module.state_dict(keep_vars=True)
-    name_of = {key: name for key in reader.tensors if (name := _name(key, state, skeleton.prefix)) is not None}
-    problems = _problems(skeleton, reader, state, name_of)
-    tied = _tied(module)
+    name_of = {key: name for key in reader.tensors if (name := name_in_model(key, state, skeleton.prefix)) is not None}
+    problems = misfits(skeleton, reader, state, name_of)
+    tied = tied_parameters(module)
     if problems and not skeleton.loaded:
         # transformers has tables of its own for layouts that it renames while loading; what it says then counts.
         module = _by_transformers(skeleton, directory, problems)
-        state, tied = module.state_dict(keep_vars=True), _tied(module)
+        state, tied = module.state_dict(keep_vars=True), tied_parameters(module)
         name_of = {key: name for key, name in name_of.items() if name in state}
     elif not skeleton.loaded:
-        _check_tied(reader, name_of, tied)
+        check_tied(reader, name_of, tied)
     streams = not problems and _nbytes(module, precision) > resident_nbytes
     blocks = find_blocks(module)
     keys = {name: key for key, name in reversed(list(name_of.items()))}
@@ -179,7 +178,7 @@ def load_weights(
         for name in keys:
             if name not in streamed and tied.get(name) not in keys:
                 set_tensor(module, name, read(name))
-        _tie(module, tied)
+        tie(module, tied)
     stream = BlockStream(module, blocks, read, per_block) if streams else None
     if rounding is not NO_ROUNDING and (skeleton.loaded or problems):
         for name, parameter in module.named_parameters():
@@ -197,36 +196,6 @@ def load_weights(
         skeleton.made_by,
         frozenset(inspect.signature(module.forward).parameters),
     )
-
-
-def _name(key: str, state: Mapping[str, Any], prefix: str) -> str | None:
-    """The name of a key in the model: transformers' checkpoints may leave the prefix out, or have it where none is.
-
-    The key of a component, `unet:conv.weight`, is `unet.conv.weight` in a model made of them; that of an only part
-    goes without its number.
-    """
-    label, inner = split_key(key)
-    candidates = [key, *([f"{label}.{inner}", inner] if label else [])]
-    candidates += [f"{prefix}.{key}", key.removeprefix(f"{prefix}.")] if prefix else []
-    return next((name for name in candidates if name in state), None)
-
-
-def _problems(
-    skeleton: Skeleton, reader: CheckpointReader, state: Mapping[str, Tensor], name_of: Mapping[str, str]
-) -> list[Problem]:
-    known, groups = set(name_of.values()), _tied(skeleton.module)
-    known |= {name for name, first in groups.items() if first in known}
-    known |= {first for name, first in groups.items() if name in known}
-    missing = (name for name in state if name not in known)
-    found = [Problem("the model has this parameter, but the checkpoint doesn't", name) for name in missing]
-    for key, info in reader.tensors.items():
-        if key not in name_of:
-            if not any(re.search(pattern, key) for pattern in skeleton.may_be_unexpected):
-                found.append(Problem("the checkpoint has this tensor, but the model doesn't", printable(key)))
-        elif tuple(state[name_of[key]].shape) != info.shape:
-            shape = list(state[name_of[key]].shape)
-            found.append(Problem(f"the model's is {shape}, the checkpoint's {list(info.shape)}", printable(key)))
-    return found
 
 
 def _by_transformers(skeleton: Skeleton, directory: Path, problems: list[Problem]) -> nn.Module:
@@ -263,39 +232,6 @@ def _silent_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-def _tied(module: nn.Module) -> dict[str, str]:
-    first: dict[int, str] = {}
-    tied = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        other = first.setdefault(id(parameter), name)
-        if other != name:
-            tied[name] = other
-    return tied
-
-
-def _check_tied(reader: CheckpointReader, name_of: Mapping[str, str], tied: Mapping[str, str]) -> None:
-    keys = {name: key for key, name in name_of.items()}
-    problems = []
-    for name, first in tied.items():
-        if name in keys and first in keys:
-            raw = [read_tensor(reader, keys[each]).view(torch.uint8) for each in (name, first)]
-            if not torch.equal(*raw):
-                what = f"the model ties it to {printable(first)}, but the checkpoint holds other values"
-                hint = "one of the two is stale; which one a loader takes is its own choice"
-                problems.append(Problem(what, printable(keys[name]), hint))
-    if problems:
-        raise ModelLoadError(problems)
-
-
-def _tie(module: nn.Module, tied: Mapping[str, str]) -> None:
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    for name, first in tied.items():
-        source = first if parameters[first].device.type != "meta" else name
-        for each in (name, first):
-            path, _, last = each.rpartition(".")
-            module.get_submodule(path)._parameters[last] = parameters[source]  # noqa: SLF001 - keeps one object
 
 
 def _placed(tensor: Tensor, precision: Precision) -> Tensor:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.hostile.build import FLOATS, Raw, call, name, pickled, record, tensor, torch_file, write
+from tests.hostile.build import FLOATS, torch_file, write
 from tests.hostile.case import CHECKPOINT, Case
 from tests.hostile.payloads import run_command
+from tests.pickles import Raw, call, name, pickled, record, tensor
 
 KIND: Final = "distributed"
 TYPES: Final = "torch.distributed.checkpoint.metadata"

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.hostile.build import FLOATS, pickled, tensor, tensors, torch_file, write
+from tests.hostile.build import FLOATS, tensors, torch_file, write
 from tests.hostile.case import CHECKPOINT, Case
 from tests.hostile.payloads import run_command
+from tests.pickles import pickled, tensor
 
 KIND: Final = "index"
 INDEX: Final = "in/model.safetensors.index.json"

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.hostile.build import FLOATS, safetensors, tensor, tensors, torch_file, write
+from tests.hostile.build import FLOATS, safetensors, tensors, torch_file, write
 from tests.hostile.case import CHECKPOINT, OUTPUT, Case
+from tests.pickles import tensor
 
 KIND: Final = "directory"
 FILE: Final = "in/model.safetensors"

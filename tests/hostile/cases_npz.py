@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.hostile.build import FLOATS, Member, archive, npy, npz, pickled, write
+from tests.hostile.build import FLOATS, Member, archive, npy, npz, write
 from tests.hostile.case import CHECKPOINT, MARKER, Case
 from tests.hostile.payloads import run_command
+from tests.pickles import pickled
 
 KIND: Final = "npz"
 FILE: Final = "in/weights.npz"

@@ -8,23 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.hostile.build import (
-    FLOATS,
-    LEGACY_MAGIC,
-    Raw,
-    call,
-    legacy_file,
-    name,
-    opcodes,
-    pickled,
-    storage,
-    tensor,
-    torch_file,
-    torch_file_of,
-    write,
-)
+from tests.hostile.build import FLOATS, LEGACY_MAGIC, legacy_file, torch_file, torch_file_of, write
 from tests.hostile.case import CHECKPOINT, Case
 from tests.hostile.payloads import OLD_WAYS, PAYLOADS, run_command
+from tests.pickles import Raw, call, name, opcodes, pickled, storage, tensor
 
 KIND: Final = "pickle"
 FILE: Final = "in/pytorch_model.bin"

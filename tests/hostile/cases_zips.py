@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tests.hostile.build import FLOATS, Member, archive, pickled, tensor, torch_file, write
+from tests.hostile.build import FLOATS, Member, archive, torch_file, write
 from tests.hostile.case import CHECKPOINT, CONVERT, Case
+from tests.pickles import pickled, tensor
 
 KIND: Final = "zip"
 FILE: Final = "in/model.pt"

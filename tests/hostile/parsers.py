@@ -24,24 +24,10 @@ from converters.storage.torch_archive import read_zip_header
 from converters.storage.torch_legacy import read_legacy_header
 from converters.storage.torch_zip import read_directory
 from converters.yaml_nodes import load_yaml
-from tests.hostile.build import (
-    FLOATS,
-    Raw,
-    call,
-    entry,
-    legacy_file,
-    name,
-    npy,
-    npz,
-    pickled,
-    safetensors,
-    storage,
-    tensor,
-    torch_file,
-    torch_file_of,
-)
+from tests.hostile.build import FLOATS, entry, legacy_file, npy, npz, safetensors, torch_file, torch_file_of
 from tests.hostile.cases_dcp import HALVES, one
 from tests.hostile.cases_specs import HEAD
+from tests.pickles import Raw, call, name, pickled, storage, tensor
 
 Feed = Callable[[bytes], object]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.hostile.build import Raw, call, name, opcodes, storage
 from tests.hostile.case import MARKER
+from tests.pickles import Raw, call, name, opcodes, storage
 
 
 def run_command(root: Path) -> Raw:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.commands.support import weightmap
-from tests.hostile.build import pickled
 from tests.hostile.case import MARKER, Case, fault_of, listing
 from tests.hostile.corpus import CASES
 from tests.hostile.measure import measure
 from tests.hostile.payloads import PAYLOADS
+from tests.pickles import pickled
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)

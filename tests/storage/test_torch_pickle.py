@@ -19,7 +19,8 @@ from converters.storage.pickle_stack import PickleCutOffError
 from converters.storage.torch_descriptions import Other, PickleFault, Tensor
 from converters.storage.torch_globals import CALLS
 from converters.storage.torch_pickle import read_pickle
-from tests.storage.torch_files import Raw, call, pickled, refusal, tensor, torch_file
+from tests.pickles import Raw, call, pickled, tensor
+from tests.storage.torch_files import refusal, torch_file
 
 PLAIN = {
     "none": None,

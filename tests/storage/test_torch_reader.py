@@ -18,6 +18,7 @@ from converters.storage import torch_reader
 from converters.storage.checkpoint import open_checkpoint
 from converters.storage.torch_header import MAX_EXPANSION
 from converters.storage.torch_reader import TorchReader
+from tests.pickles import pickled, tensor
 from tests.storage.torch_files import (
     DTYPES,
     archive,
@@ -26,10 +27,8 @@ from tests.storage.torch_files import (
     contents,
     flip_bit,
     open_one,
-    pickled,
     refusal,
     some_tensor,
-    tensor,
     torch_file,
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import struct
 import zipfile
 import zlib
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from converters.errors import CheckpointError
 from converters.storage.torch_reader import TorchReader
+from tests.pickles import pickled
 
 DTYPES = (
     "bool", "uint8", "int8", "int16", "int32", "int64",
@@ -68,54 +68,6 @@ def refusal(path: Path) -> str:
     except CheckpointError as error:
         return str(error)
     raise AssertionError(f"{path} was accepted")
-
-
-class Raw(bytes):
-    """Opcodes that stand for themselves."""
-
-    __slots__ = ()
-
-
-def pickled(value: object) -> bytes:
-    """A pickle, written by hand: `Raw` opcodes stand where they are, in dicts, lists and tuples too."""
-    return b"\x80\x02" + _opcodes(value) + b"."
-
-
-NO_GRADIENT = Raw(b"\x89")
-
-
-def _opcodes(value: object) -> bytes:
-    if isinstance(value, Raw):
-        return value
-    if isinstance(value, dict):
-        return b"}(" + b"".join(_opcodes(part) for item in value.items() for part in item) + b"u"
-    if isinstance(value, list):
-        return b"](" + b"".join(map(_opcodes, value)) + b"e"
-    if isinstance(value, tuple):
-        return b"(" + b"".join(map(_opcodes, value)) + b"t"
-    return pickle.dumps(value, protocol=2)[2:-1].replace(b"q\x00", b"")
-
-
-def call(module: str, name: str, *arguments: object) -> Raw:
-    return Raw(f"c{module}\n{name}\n".encode() + _opcodes(arguments) + b"R")
-
-
-def storage(key: str = "0", size: int = 6, kind: str = "FloatStorage") -> Raw:
-    return Raw(_opcodes(("storage", Raw(f"ctorch\n{kind}\n".encode()), key, "cpu", size)) + b"Q")
-
-
-def tensor(
-    shape: tuple[int, ...] = (2, 3),
-    strides: tuple[int, ...] = (3, 1),
-    offset: int = 0,
-    size: int = 6,
-    key: str = "0",
-    kind: str = "FloatStorage",
-) -> Raw:
-    hooks = call("collections", "OrderedDict")
-    return call(
-        "torch._utils", "_rebuild_tensor_v2", storage(key, size, kind), offset, shape, strides, NO_GRADIENT, hooks
-    )
 
 
 def archive(path: Path, members: Mapping[str, bytes], folder: str = "archive") -> Path:

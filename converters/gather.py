@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from converters.schedule import LONG_RUN, SLAB, computed_chunk
+from converters.schedule import LONG_RUN, SLAB, TILE, TILE_GAP, computed_chunk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 WORTH_READING_OVER = 4
 """A slab may hold so many times the elements that are wanted from it before reading run by run is better."""
 
-CHEAP_GAP = 64 << 10
+CHEAP_GAP = 16 << 10
 """Bytes between two runs that are read over, whatever their share: copying them costs less than another call."""
-
-TILE = 128
-"""Side of the square tiles, in elements, in which two memory orders are reconciled: two tiles fit in the L1 cache."""
 
 _local = threading.local()
 
@@ -46,6 +43,11 @@ class SourceReader(Protocol):
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of a source from `offset` on."""
         ...
+
+
+def _span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first of a box to its last, both included."""
+    return 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
 
 
 def _box_of(panel: Array, panel_start: int, copy: StridedCopy, order: Sequence[int]) -> Array:
@@ -95,32 +97,38 @@ class Gatherer:
         self._fill(view, copy.source_start, view.shape, strides)
 
     def _fill(self, view: Array, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        if self._is_run(shape, strides):
-            if not self.operations and view.flags.c_contiguous:
-                self.reader.read_into(self.info.name, start * self.width, memoryview(view.data).cast("B"))
-                return
-            if view.size <= self.slab_elements:
-                self._take(view, start, view.size, shape, strides)
-                return
-        span = 1 + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-        run = shape[-1] if strides[-1] == 1 else 1
-        run_nbytes = self.width * run
-        in_place = run_nbytes >= LONG_RUN and not self.operations and view.strides[-1] == view.itemsize
-        if not in_place and span <= self.slab_elements and self._is_dense(span, view.size, run):
-            self._take(view, start, span, shape, strides)
+        if self._is_run(shape, strides) and not self.operations and view.flags.c_contiguous:
+            self.reader.read_into(self.info.name, start * self.width, memoryview(view.data).cast("B"))
             return
-        # Too long to read at once, or too sparse: cut along the outermost axis of the source.
-        inner_size = math.prod(shape[1:])
-        inner_span = span - (shape[0] - 1) * strides[0]
+        run = shape[-1] if shape and strides[-1] == 1 else 1
+        in_place = run * self.width >= LONG_RUN and not self.operations and view.strides[-1] == view.itemsize
+        dense = len(shape) if in_place else self._dense_axis(shape, strides, run)
+        read = _span(shape[dense:], strides[dense:])
+        if not in_place and math.prod(shape[:dense]) * read <= self.slab_elements:
+            self._take(view, start, shape, strides, dense)
+            return
+        # Too much to read at once: cut along the outermost axis of the source.
         step = 1
-        if not in_place and inner_span <= self.slab_elements and self._is_dense(strides[0], inner_size, run):
-            step = 1 + (self.slab_elements - inner_span) // strides[0]
+        if not in_place:
+            inner_span = _span(shape[1:], strides[1:])
+            if inner_span <= self.slab_elements and self._is_dense(strides[0], math.prod(shape[1:]), run):
+                step = 1 + (self.slab_elements - inner_span) // strides[0]
+            else:
+                step = max(1, self.slab_elements // (math.prod(shape[1:dense]) * read))
         for first in range(0, shape[0], step):
             part = view[first : first + step]
             if len(part) == 1 and len(shape) > 1:
                 self._fill(part[0], start + first * strides[0], shape[1:], strides[1:])
             else:
                 self._fill(part, start + first * strides[0], (len(part), *shape[1:]), strides)
+
+    def _dense_axis(self, shape: tuple[int, ...], strides: tuple[int, ...], run: int) -> int:
+        """The first axis from which on the elements lie so densely that they are read in one go."""
+        for axis in range(len(shape)):
+            span = _span(shape[axis:], strides[axis:])
+            if span <= self.slab_elements and self._is_dense(span, math.prod(shape[axis:]), run):
+                return axis
+        return len(shape)
 
     def _is_dense(self, span: int, size: int, run: int) -> bool:
         """Whether `size` elements in runs of `run` are read faster with all of the `span` in which they lie."""
@@ -136,15 +144,22 @@ class Gatherer:
             expected *= length
         return True
 
-    def _take(self, view: Array, start: int, span: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        """Read `span` elements at once and pick the box out of them."""
+    def _take(self, view: Array, start: int, shape: tuple[int, ...], strides: tuple[int, ...], dense: int) -> None:
+        """Read what lies within the axes from `dense` on at once, one after the other, and pick the box out of it."""
         import numpy as np
         from numpy.lib.stride_tricks import as_strided
 
-        slab = self.slab(span * self.width)
-        self.reader.read_into(self.info.name, start * self.width, slab)
+        starts = [start]
+        for length, stride in zip(shape[:dense], strides, strict=False):
+            starts = [first + index * stride for first in starts for index in range(length)]
+        read = _span(shape[dense:], strides[dense:])
+        nbytes = read * self.width
+        slab = self.slab(len(starts) * nbytes)
+        for number, first in enumerate(starts):
+            self.reader.read_into(self.info.name, first * self.width, slab[number * nbytes : (number + 1) * nbytes])
+        inner = tuple(math.prod(shape[axis + 1 : dense]) * read for axis in range(dense))
         elements: Array = np.frombuffer(slab, dtype=f"u{self.width}")
-        box = as_strided(elements, shape, tuple(stride * self.width for stride in strides))
+        box = as_strided(elements, shape, tuple(stride * self.width for stride in (*inner, *strides[dense:])))
         if self.operations:
             dtype = self.info.dtype
             box = np.ascontiguousarray(box)
@@ -155,23 +170,30 @@ class Gatherer:
 
 
 def assign(target: Array, source: Array) -> None:
-    """`target[...] = source`, in tiles where the two lie in different memory orders, to stay in the cache."""
-    if target.ndim < 2:  # noqa: PLR2004 - one axis has one order
-        target[...] = source
-        return
+    """`target[...] = source`, by way of tiles in the cache where the two lie in different memory orders."""
+    import numpy as np
+
     lengths = target.shape
-    fast_target = min(
-        range(target.ndim), key=lambda axis: (target.strides[axis], -axis) if lengths[axis] > 1 else (1 << 62, 0)
-    )
-    fast_source = min(
-        range(source.ndim), key=lambda axis: (source.strides[axis], -axis) if lengths[axis] > 1 else (1 << 62, 0)
-    )
-    if fast_target == fast_source or min(lengths[fast_target], lengths[fast_source]) <= TILE // 4:
+    fast_target, fast_source = _fast_axis(target), _fast_axis(source)
+    short, long = sorted((lengths[fast_target], lengths[fast_source])) if lengths else (1, 1)
+    if fast_target == fast_source or short <= TILE // 16 or short * long < TILE * TILE // 16:
         target[...] = source
         return
-    index: list[slice] = [slice(None)] * target.ndim
-    for row in range(0, lengths[fast_target], TILE):
-        index[fast_target] = slice(row, row + TILE)
-        for column in range(0, lengths[fast_source], TILE):
-            index[fast_source] = slice(column, column + TILE)
-            target[tuple(index)] = source[tuple(index)]
+    others = [axis for axis in range(target.ndim) if axis not in (fast_target, fast_source)]
+    target, source = (array.transpose(*others, fast_source, fast_target) for array in (target, source))
+    # Rows whose distance is a multiple of a large power of two share a few places in the cache; a tile's rows do not.
+    room: Array = np.empty((TILE, TILE + TILE_GAP // target.itemsize), target.dtype)
+    for plane in np.ndindex(*(lengths[axis] for axis in others)):
+        for row in range(0, lengths[fast_target], TILE):
+            for column in range(0, lengths[fast_source], TILE):
+                index = (*plane, slice(column, column + TILE), slice(row, row + TILE))
+                box = source[index].T
+                tile = room[: box.shape[0], : box.shape[1]]
+                np.copyto(tile, box)
+                np.copyto(target[index], tile.T)
+
+
+def _fast_axis(array: Array) -> int:
+    """The axis along which the elements lie closest."""
+    axes = [axis for axis in range(array.ndim) if array.shape[axis] > 1]
+    return min(axes, key=lambda axis: (array.strides[axis], -axis), default=0)

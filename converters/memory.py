@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converters.plan import Plan
-from converters.schedule import Budget, peak_memory
+from converters.schedule import Budget, needs_arrays, peak_memory
 from converters.tensor_info import DType
 
 NUMPY_NBYTES = 12_500_000
@@ -71,8 +71,7 @@ def measured_peak() -> int:
 
 def _libraries(plan: Plan) -> int:
     nbytes = 0
-    ways = plan.bytes_by_way()
-    if "numpy" not in sys.modules and (plan.generated_checks or any(ways[way] for way in ways if way != "copied")):
+    if "numpy" not in sys.modules and needs_arrays(plan):
         nbytes += NUMPY_NBYTES
     if "ml_dtypes" not in sys.modules and _computes_beyond_numpy(plan):
         nbytes += ML_DTYPES_NBYTES

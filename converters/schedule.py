@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Self
 
 from converters.errors import MemoryBudgetError
 from converters.operations import Elementwise
-from converters.operations.cast import Cast
-from converters.plan import BlockFill, GeneratedCheck, Move, Plan, Target
-from converters.strided import StridedCopy, indices_within, stretches
+from converters.operations.cast import TABLE_BITS, Cast
+from converters.panels import Part, extent, panels
+from converters.plan import BlockFill, Move, Plan, Target
+from converters.strided import StridedCopy, stretches
 
-COPY_BUFFER = 1 << 20
+COPY_BUFFER = 256 << 10
 """Bytes of the buffer through which a plain range goes: small enough to stay in cache."""
+
+COPIED_RUN = 256 << 10
+"""Runs of so many bytes are copied one by one, as plain ranges: no panel could make them cheaper."""
 
 RANGE_PART = 64 << 20
 """Bytes of a plain range that one thread copies at a time, so that a single huge tensor keeps all of them busy."""
 
+LARGEST_PANEL = 96 << 20
+"""Largest panel in bytes, where a smaller one would be filled in short runs."""
+
 LARGE_PANEL = 64 << 20
-"""Largest panel in bytes, where a rearrangement gains from more (a transpose reads longer runs)."""
+"""Panel in bytes where a rearrangement reads longer runs for a larger one, as a transpose does."""
+
+SHORT_RUN = 8 << 10
+"""Runs of fewer bytes are what makes reading slow."""
 
 SMALL_PANEL = 4 << 20
 """Panel in bytes where the runs are long anyway."""
@@ -29,25 +39,40 @@ SMALL_PANEL = 4 << 20
 LONG_RUN = 16 << 10
 """Runs of so many bytes are read one by one at full speed."""
 
+NEARBY = 2
+"""A panel may be filled from a stretch of the source so many times its size before a larger panel is tried."""
+
 SLAB = 2 << 20
 """Bytes read at once where runs are short: a stretch of the source that is then taken apart in memory."""
 
-COMPUTED_CHUNK = 256 << 10
-"""Elements that an operation works on at once."""
+TILE = 256
+"""Side of the square tiles, in elements, in which two memory orders are reconciled; one fits in the L2 cache."""
 
-OPERATION_CHUNK = 64 << 10
-"""The same for operations other than a cast, which have more temporaries."""
+TILE_GAP = 64
+"""Bytes between the rows of a tile: a cache line."""
+
+COMPUTED_CHUNK = 64 << 10
+"""Elements that a cast works on at once: what it takes for them stays in the L2 cache."""
+
+OPERATION_CHUNK = 16 << 10
+"""The same for other operations, which have more temporaries."""
 
 OPERATION_NBYTES = 80
 """Bytes that those take for an element: what is read, its order, and up to five arrays in float64."""
 
-COMPUTED_OVERHEAD = 28 * COMPUTED_CHUNK
+COMPUTED_OVERHEAD = max(28 * COMPUTED_CHUNK, OPERATION_NBYTES * OPERATION_CHUNK)
 """Most bytes that an operation's input, output and temporaries take; see `_computed_memory`."""
 
 LIBRARIES = 16 << 20
 """Bytes of the budget that numpy and ml_dtypes take once they are imported (15 MB), and threads for their stacks."""
 
-LEAST_SHARE = (1 << 20) + COPY_BUFFER + SLAB + COMPUTED_OVERHEAD
+TILE_OVERHEAD = TILE * (TILE * 8 + TILE_GAP)
+"""Bytes of the tile of the widest elements."""
+
+JOB_OVERHEAD = COPY_BUFFER + SLAB + COMPUTED_OVERHEAD + TILE_OVERHEAD
+"""Most bytes that a thread holds beside its panel."""
+
+LEAST_SHARE = (1 << 20) + JOB_OVERHEAD
 """Bytes without which a thread can't do any job."""
 
 MINIMUM_BUDGET = 32_000_000
@@ -108,9 +133,6 @@ class GenerateJob:
 
 Job = RangeJob | PanelJob | GenerateJob
 
-Part = Move | BlockFill
-"""What fills a part of a target."""
-
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -133,8 +155,8 @@ class Budget:
     def panel(self) -> int:
         """Bytes of the largest panel that one thread may hold, beside what it reads it through."""
         _check_budget(self.max_memory)
-        share = (self.max_memory - LIBRARIES) // self.threads - COPY_BUFFER - SLAB - COMPUTED_OVERHEAD
-        return max(1 << 20, min(LARGE_PANEL, share))
+        share = (self.max_memory - LIBRARIES) // self.threads - JOB_OVERHEAD
+        return max(1 << 20, min(LARGEST_PANEL, share))
 
 
 def _check_budget(max_memory: int) -> None:
@@ -168,59 +190,97 @@ def jobs(plan: Plan, target_index: int, budget: Budget) -> Iterator[Job]:
         for start in range(0, target.info.size, GENERATED_CHUNK):
             yield GenerateJob(target_index, start, min(start + GENERATED_CHUNK, target.info.size))
         return
-    bits = target.info.dtype.bits
-    parts: tuple[Part, ...] = (*target.moves, *target.fills)
-    if bits % 8:
-        # The planner has refused whatever would cut a byte in two, and to fill a part of such a tensor.
-        parts = tuple(Move(move.source, copy) for move in target.moves if (copy := byte_copy(move.copy, bits)))
-    width = max(bits, 8) // 8
-    for stretch in stretches(parts, key=_extent):
-        first = stretch[0]
-        if len(stretch) == 1 and isinstance(first, Move) and first.copy.is_range and not target.operations:
-            yield from _range_jobs(target_index, first, width, MAKING_MEMORY if plan.is_made(first.source) else 0)
+    parts, width = _parts(target)
+    if len(parts) == 1 and not target.operations and _is_short_range(parts[0], width):
+        yield from _range_jobs(plan, target_index, parts, width)  # as most tensors are, so it is worth a look
+        return
+    for stretch in stretches(parts, key=extent):
+        if not target.operations and all(_is_copied(part, width) for part in stretch):
+            yield from _range_jobs(plan, target_index, stretch, width)
             continue
-        moves = [part for part in stretch if isinstance(part, Move)]
-        limit = _panel_limit(moves, target, width, budget)
-        for start, stop, panel in _panels(stretch, max(1, limit // width)):
-            moves = [part for part in panel if isinstance(part, Move)]
+        limit = _panel_limit(stretch, target, width, budget)
+        for start, stop, panel in panels(stretch, max(1, limit // width)):
+            moves = sorted((part for part in panel if isinstance(part, Move)), key=_source_order)
             memory = (stop - start) * width + _reading_memory(plan, target, moves, width)
             fills = tuple(part for part in panel if isinstance(part, BlockFill))
             yield PanelJob(target_index, start, stop, tuple(moves), memory, fills)
 
 
-def _extent(part: Part) -> tuple[int, int]:
-    return part.copy.target_start, part.copy.target_span
+def _parts(target: Target) -> tuple[tuple[Part, ...], int]:
+    """What fills a target, in units of so many bytes."""
+    bits = target.info.dtype.bits
+    if bits % 8 == 0:
+        return (*target.moves, *target.fills), bits // 8
+    # The planner has refused whatever would cut a byte in two, and to fill a part of such a tensor.
+    return tuple(Move(move.source, copy) for move in target.moves if (copy := byte_copy(move.copy, bits))), 1
 
 
-def _range_jobs(target: int, move: Move, width: int, making: int) -> Iterator[RangeJob]:
-    nbytes = move.copy.size * width
-    for start in range(0, nbytes, RANGE_PART):
-        yield RangeJob(
-            target,
-            move.source,
-            move.copy.source_start * width + start,
-            move.copy.target_start * width + start,
-            min(RANGE_PART, nbytes - start),
-            making,
-        )
+def _source_order(move: Move) -> tuple[int, int]:
+    """Sources are numbered as they lie in their files, and a disk reads fastest in that order."""
+    return move.source, move.copy.source_start
 
 
-def _panel_limit(stretch: Sequence[Move], target: Target, width: int, budget: Budget) -> int:
-    """A larger panel pays only where short runs would grow with it."""
-    if target.operations and all(move.copy.is_range for move in stretch):
-        return min(SMALL_PANEL, budget.panel)
-    long_runs = all(move.copy.run * width >= LONG_RUN for move in stretch)
-    return min(SMALL_PANEL, budget.panel) if long_runs else budget.panel
+def _is_copied(part: Part, width: int) -> bool:
+    """Whether a part of a target comes as plain ranges, all in one or so long that each is worth a call."""
+    return isinstance(part, Move) and (part.copy.is_range or part.copy.run * width >= COPIED_RUN)
+
+
+def _is_short_range(part: Part, width: int) -> bool:
+    return isinstance(part, Move) and part.copy.is_range and 0 < part.copy.size * width <= RANGE_PART
+
+
+def _range_jobs(plan: Plan, target: int, stretch: Sequence[Part], width: int) -> Iterator[RangeJob]:
+    runs = [
+        (start, source, move.source, move.copy.run * width)
+        for move in stretch
+        if isinstance(move, Move)
+        for start, source in move.copy.runs()
+    ]
+    for target_start, source_start, source, nbytes in sorted(runs):
+        making = MAKING_MEMORY if plan.is_made(source) else 0
+        for done in range(0, nbytes, RANGE_PART):
+            yield RangeJob(
+                target,
+                source,
+                source_start * width + done,
+                target_start * width + done,
+                min(RANGE_PART, nbytes - done),
+                making,
+            )
+
+
+def _panel_limit(stretch: Sequence[Part], target: Target, width: int, budget: Budget) -> int:
+    """A larger panel pays only where runs are short, and grow with it."""
+    small = min(SMALL_PANEL, budget.panel)
+    moves = [part for part in stretch if isinstance(part, Move)]
+    if target.operations and all(move.copy.is_range for move in moves):
+        return small
+    if all(move.copy.run * width >= LONG_RUN for move in moves):
+        return small
+    copies = _first_copies(stretch, small // width)
+    # A small panel is enough where it is filled from a stretch of the source that is hardly larger.
+    if all(copy.source_span <= NEARBY * copy.size for copy in copies):
+        return small
+    large = min(LARGE_PANEL, budget.panel)
+    copies = _first_copies(stretch, large // width)
+    return large if all(copy.source_run * width >= SHORT_RUN for copy in copies) else budget.panel
+
+
+def _first_copies(stretch: Sequence[Part], limit: int) -> list[StridedCopy]:
+    """What fills the first panel of a stretch; the others are filled in the same way as a rule."""
+    _, _, first = next(panels(stretch, max(1, limit)))
+    return [part.copy for part in first if isinstance(part, Move)]
 
 
 def _reading_memory(plan: Plan, target: Target, panel: Sequence[Move], width: int) -> int:
     """Bytes that filling a panel takes beside the panel itself."""
     making = MAKING_MEMORY if any(plan.is_made(move.source) for move in panel) else 0
-    if target.operations and panel:
-        return making + _computed_memory(plan, target, panel, width)
-    if any(move.copy.run * width < LONG_RUN for move in panel):
-        return making + min(SLAB, max(move.copy.source_span for move in panel) * width)
-    return making
+    if not panel or (not target.operations and all(move.copy.run * width >= LONG_RUN for move in panel)):
+        return making
+    tile = min(TILE * (TILE * width + TILE_GAP), max(move.copy.size for move in panel) * width)
+    if target.operations:
+        return making + tile + _computed_memory(plan, target, panel, width)
+    return making + tile + min(SLAB, max(move.copy.source_span for move in panel) * width)
 
 
 def computed_chunk(operations: tuple[Elementwise, ...]) -> int:
@@ -233,92 +293,54 @@ def _only_casts(operations: tuple[Elementwise, ...]) -> bool:
 
 
 def _computed_memory(plan: Plan, target: Target, panel: Sequence[Move], width: int) -> int:
-    """A chunk as it is read, in the panel's order, as float32 on the way from float64, rounded, and three masks."""
+    """A chunk as it is read, in the panel's order, and rounded; and what it takes to round it.
+
+    That is a place in a table for each value of 16 bits; else three masks, and float32 on the way from float64.
+    """
     if not _only_casts(target.operations):
         return OPERATION_NBYTES * min(OPERATION_CHUNK, max(move.copy.source_span for move in panel))
     read = max(plan.tensor(move.source).dtype.bits // 8 for move in panel)
     reordered = 0 if all(move.copy.is_range for move in panel) else read
     elements = min(COMPUTED_CHUNK, max(move.copy.source_span for move in panel))
-    return elements * (read + reordered + (4 if read > 4 else 0) + width + 3)  # noqa: PLR2004 - bytes of a float32
+    rounding = 8 if read * 8 <= TABLE_BITS else 3 + (4 if read > 4 else 0)  # noqa: PLR2004 - bytes of a float32
+    return elements * (read + reordered + rounding + width)
 
 
-def _panels(stretch: Sequence[Part], limit: int) -> Iterator[tuple[int, int, tuple[Part, ...]]]:
-    """Cut a stretch into contiguous panels of at most `limit` elements, along the axes that its copies share."""
-    start = min(move.copy.target_start for move in stretch)
-    stop = max(move.copy.target_start + move.copy.target_span for move in stretch)
-    if stop - start <= limit:
-        yield start, stop, tuple(stretch)
-        return
-    outer = {(move.copy.shape[0], move.copy.target_strides[0]) if move.copy.shape else (1, 0) for move in stretch}
-    count, stride = max(outer, key=lambda axis: axis[1])
-    if len(outer) > 1:
-        yield from _window_panels(stretch, start, stop, stride, limit)
-        return
-    step = max(1, limit // stride)
-    for first in range(0, count, step):
-        last = min(first + step, count)
-        narrowed = [replace(move, copy=move.copy.narrow(0, first, last)) for move in stretch]
-        if stride <= limit:
-            yield start + first * stride, start + last * stride, tuple(narrowed)
-            continue
-        inner = [replace(move, copy=_drop_outer(move.copy)) for move in narrowed]
-        for group in stretches(inner, key=_extent):
-            yield from _panels(group, limit)
+def needs_arrays(plan: Plan) -> bool:
+    """Whether anything is to be done beyond copying plain ranges: it takes numpy."""
+    return bool(plan.generated_checks or plan.made) or any(_takes_arrays(target) for target in plan.targets)
 
 
-def _window_panels(
-    stretch: Sequence[Part], start: int, stop: int, length: int, limit: int
-) -> Iterator[tuple[int, int, tuple[Part, ...]]]:
-    """The panels of a stretch whose copies don't share an outermost axis, window by window as it was proved."""
-    for window in range(start, stop, length):
-        inside: list[Part] = []
-        for move in stretch:
-            copy = move.copy
-            indices = indices_within(
-                copy.shape, copy.target_strides, copy.target_start, window, min(window + length, stop)
-            )
-            if indices is None:
-                raise AssertionError("coverage was proved, so no copy straddles a window")
-            first, last = indices
-            if first < last:
-                inside.append(replace(move, copy=_narrow_outer(copy, first, last)))
-        for group in stretches(inside, key=_extent):
-            yield from _panels(group, limit)
-
-
-def _narrow_outer(copy: StridedCopy, first: int, last: int) -> StridedCopy:
-    if not copy.shape:
-        return copy
-    narrowed = copy.narrow(0, first, last)
-    return _drop_outer(narrowed) if last - first == 1 else narrowed
-
-
-def _drop_outer(copy: StridedCopy) -> StridedCopy:
-    return StridedCopy(
-        copy.shape[1:], copy.source_start, copy.source_strides[1:], copy.target_start, copy.target_strides[1:]
-    )
+def _takes_arrays(target: Target) -> bool:
+    if target.generator is not None or target.operations:
+        return True
+    parts, width = _parts(target)
+    return not all(_is_copied(part, width) for part in parts)
 
 
 def peak_memory(plan: Plan, budget: Budget) -> int:
     """Bytes of tensor data that the engine will hold at most: the largest jobs, as many as there are threads."""
     largest: list[int] = []
     seen: dict[object, list[int]] = {}
+    sources = len(plan.sources)
     for index, target in enumerate(plan.targets):
-        # Layers share their geometry, and with it their largest jobs.
+        # Layers share their geometry, and with it their largest jobs. They share the very same copies, too, and it
+        # takes longer to compare a hundred thousand of these than to look at the few that are equal and not the same.
         key = (
-            target.info.dtype,
+            target.info.dtype.label,
             target.operations,
             target.generator,
-            target.info.size,
-            tuple((move.copy, plan.is_made(move.source)) for move in target.moves),
+            target.info.shape,
+            tuple([(id(move.copy), move.source >= sources) for move in target.moves]),
             target.fills,
         )
         if key not in seen:
             memory = (job.memory for job in jobs(plan, index, budget))
             # What is generated comes in equal parts, of which the first is as large as any.
             seen[key] = heapq.nlargest(budget.threads, islice(memory, budget.threads) if target.generator else memory)
-        if len(largest) < budget.threads or any(memory > largest[-1] for memory in seen[key]):
-            largest = heapq.nlargest(budget.threads, [*largest, *seen[key]])
+        found = seen[key]
+        if len(largest) < budget.threads or (found and found[0] > largest[-1]):
+            largest = heapq.nlargest(budget.threads, [*largest, *found])
     # Checks are made before anything is written, by one thread.
     checks = [2 * COPY_BUFFER] if plan.equality_checks else []
     checks += [80 * CHECK_ELEMENTS + SLAB] if plan.generated_checks else []
@@ -327,10 +349,3 @@ def peak_memory(plan: Plan, budget: Budget) -> int:
 
 CHECK_ELEMENTS = 1 << 16
 """Elements of a generated tensor that are made and compared at once."""
-
-
-def check_panels(check: GeneratedCheck) -> Iterator[tuple[int, int, tuple[Move, ...]]]:
-    """What is checked, part by part: its first element and its last plus one, and the moves that bring it."""
-    if check.copy.size:
-        for start, stop, parts in _panels([Move(check.source, check.copy)], CHECK_ELEMENTS):
-            yield start, stop, tuple(part for part in parts if isinstance(part, Move))

@@ -7,8 +7,10 @@ the width of an element.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from operator import mul
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -54,6 +56,26 @@ class StridedCopy:
         if self.shape and self.source_strides[-1] == 1 and self.target_strides[-1] == 1:
             return self.shape[-1]
         return 1
+
+    @property
+    def source_run(self) -> int:
+        """Length of the contiguous runs that it reads, in whatever order they are written."""
+        axes = sorted(zip(self.source_strides, self.shape, strict=True))
+        run = 1
+        for stride, size in axes:
+            if stride != run and size != 1:
+                break
+            run *= size
+        return run
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Where each of its runs begins in the target, and where in the source."""
+        axes = len(self.shape) - (self.run > 1)
+        for index in product(*map(range, self.shape[:axes])):
+            yield (
+                self.target_start + sum(map(mul, index, self.target_strides)),
+                self.source_start + sum(map(mul, index, self.source_strides)),
+            )
 
     def narrow(self, axis: int, start: int, stop: int) -> StridedCopy:
         """The part of the copy whose coordinate along `axis` is in `[start, stop)`; axes are kept, not merged."""

@@ -67,3 +67,22 @@ def test_tiles_change_nothing(one: list[int], other: list[int], shape: tuple[int
         patch.setattr(gather, "TILE", 4)
         assign(target, values)
     assert np.array_equal(target, values)
+
+
+def test_runs_far_apart_are_read_one_by_one_and_taken_apart_together() -> None:
+    rows, columns = 300, 40_000
+    reader = reader_of(rows * columns)
+    copy = strided_copy([(rows, columns, 1), (70, 1, rows)], 11, 0)
+    panel = np.zeros(copy.size, np.uint16)
+    Gatherer(reader, reader.tensors["w"], (), 2).fill(panel, 0, Move(0, copy))
+    source = np.arange(rows * columns, dtype=np.int16).reshape(rows, columns)
+    assert np.array_equal(panel.view(np.int16).reshape(70, rows), source[:, 11:81].T)
+
+
+@pytest.mark.parametrize("shape", [(300, 700), (513, 3, 257), (2, 300, 40), (70, 1, 70)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint64])
+def test_tiles_of_their_real_size(shape: tuple[int, ...], dtype: type) -> None:
+    values = np.random.default_rng(0).integers(0, 255, shape).astype(dtype)
+    target = np.zeros(shape[::-1], dtype).T
+    assign(target, values)
+    assert np.array_equal(target, values)

@@ -16,6 +16,7 @@ from converters.schedule import (
     RangeJob,
     byte_copy,
     jobs,
+    needs_arrays,
     peak_memory,
 )
 from converters.strided import strided_copy
@@ -136,3 +137,40 @@ def test_narrow_elements_move_as_bytes() -> None:
     assert byte_copy(strided_copy([(4, 1, 1)], 1, 0), 4) is None
     assert byte_copy(strided_copy([(4, 2, 1)], 0, 0), 4) is None
     assert byte_copy(strided_copy([], 0, 0), 4) is None
+
+
+def test_long_runs_are_copied_without_a_panel() -> None:
+    plan = plan_of(
+        'rules: [{from: {a: a, b: b}, to: c, layout: {a: "g i", b: "g i", to: "g (a: i | b: i)"}}]',
+        {"a": (3, 1 << 17), "b": (3, 1 << 17)},
+        dtype=DType.F32,
+    )
+    found = list(jobs(plan, 0, Budget(512_000_000, 2)))
+    assert [job.target_offset for job in found if isinstance(job, RangeJob)] == [n << 19 for n in range(6)]
+    assert [job.source for job in found if isinstance(job, RangeJob)] == [0, 1] * 3
+    assert [job.source_offset for job in found if isinstance(job, RangeJob)] == [n // 2 << 19 for n in range(6)]
+    assert set(covered(plan, 0, Budget(512_000_000, 2))) == {1}
+    assert not needs_arrays(plan)
+
+
+def test_what_is_not_copied_takes_arrays() -> None:
+    assert needs_arrays(big(DType.BF16))
+    assert needs_arrays(plan_of("rules: [{from: a, to: b, layout: i o -> o i}]", {"a": (3, 5)}))
+    assert needs_arrays(plan_of("rename: {a: b}", {"a": (8,)}, dtype=DType.F32, cast=DType.F16))
+    assert not needs_arrays(plan_of("rename: {a: b}", {"a": (8,)}))
+
+
+def test_rows_that_stay_nearby_take_a_small_panel() -> None:
+    plan = big(DType.BF16)
+    sizes = {number: max(job.memory for job in jobs(plan, number, Budget(512_000_000, 2))) for number in (0, 1)}
+    assert sizes[1] < 8 << 20 < 32 << 20 < sizes[0]
+
+
+def test_a_panel_is_filled_in_the_order_of_the_files() -> None:
+    plan = plan_of(
+        'rules: [{from: {b: b, a: a}, to: c, layout: {b: "i j", a: "i j", to: "j (b: i | a: i)"}}]',
+        {"a": (30, 50), "b": (30, 50)},
+    )
+    for job in jobs(plan, 0, Budget(512_000_000, 2)):
+        assert isinstance(job, PanelJob)
+        assert [move.source for move in job.moves] == [0, 1]

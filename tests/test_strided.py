@@ -230,3 +230,13 @@ def test_indices_within_a_window(box: Box, start: int, length: int) -> None:
 def test_stretches_group_what_overlaps() -> None:
     items = [(5, 2), (0, 3), (2, 1), (6, 3), (9, 1), (3, 1)]
     assert stretches(items, key=lambda item: item) == [[(0, 3), (2, 1)], [(3, 1)], [(5, 2), (6, 3)], [(9, 1)]]
+
+
+def test_runs_and_what_is_read_at_once() -> None:
+    rows = strided_copy([(2, 40, 8), (3, 5, 16), (4, 1, 1)], 7, 100)
+    assert sorted(rows.runs()) == sorted((100 + 8 * i + 16 * j, 7 + 40 * i + 5 * j) for i in range(2) for j in range(3))
+    assert list(strided_copy([(9, 1, 1)], 3, 5).runs()) == [(5, 3)]
+    assert list(strided_copy([], 3, 5).runs()) == [(5, 3)]
+    assert strided_copy([(6, 10, 1), (10, 1, 6)], 0, 0).source_run == 60
+    assert strided_copy([(6, 20, 1), (10, 1, 6)], 0, 0).source_run == 10
+    assert strided_copy([(6, 20, 1)], 0, 0).source_run == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -75,11 +75,7 @@ class Fill:
             case "arange":
                 values = np.arange(start, stop)
             case _:
-                features = info.shape[-1]
-                flat = np.arange(start, stop)
-                position, feature = flat // features, flat % features
-                angle = position * np.exp(-math.log(10_000.0) / features * (feature - feature % 2))
-                values = np.where(feature % 2 == 0, np.sin(angle), np.cos(angle))
+                values = np.concatenate(list(_sinusoidal(info.shape[-1], start, stop)))
         if info.dtype in ARITHMETIC:
             return encode(values.astype(np.float64), info.dtype)
         signed = "i" if info.dtype.label[0] == "I" else "u"
@@ -106,3 +102,20 @@ class Fill:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fill:
         return cls(data["value"])
+
+
+def _sinusoidal(features: int, start: int, stop: int) -> Iterator[Array]:
+    """The values from `start` to `stop`: a part of a row, whole rows together, a part of a row."""
+    import numpy as np
+
+    while start < stop:
+        row, column = divmod(start, features)
+        whole = (stop - start) // features if column == 0 else 0
+        columns = np.arange(column, features if whole else min(features, column + stop - start))
+        frequency = np.exp(-math.log(10_000.0) / features * (columns - columns % 2))
+        angle = np.multiply.outer(np.arange(row, row + max(1, whole)), frequency)
+        even, odd = column % 2, 1 - column % 2
+        angle[:, even::2] = np.sin(angle[:, even::2])
+        angle[:, odd::2] = np.cos(angle[:, odd::2])
+        yield angle.reshape(-1)
+        start += angle.size

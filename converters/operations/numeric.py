@@ -21,6 +21,9 @@ _ML_DTYPES = {
 }
 _NUMPY = {DType.F16: "float16", DType.F32: "float32", DType.F64: "float64"}
 
+_INFINITY = {DType.F16: 0x7C00, DType.BF16: 0x7F80, DType.F32: 0x7F80_0000}
+"""The bits of infinity where every larger magnitude is a NaN, and neither ever becomes a finite value."""
+
 ARITHMETIC = frozenset({*_ML_DTYPES, *_NUMPY})
 """The dtypes whose values can be computed with; F4, F6 and E8M0 only mean something together with their scales."""
 
@@ -77,12 +80,11 @@ def fit(values: Array, dtype: DType, name: str, finite: Array | None = None) -> 
     import numpy as np
 
     raw = encode(values, dtype)
-    with np.errstate(all="ignore"):
-        rounded = raw.view(float_dtype(dtype))
-        # Some formats have no infinity; neither an overflow nor an infinity may become a NaN in silence.
-        lost = (np.isinf(values) != np.isinf(rounded)) | (np.isnan(values) != np.isnan(rounded))
-        if finite is not None:
-            lost |= finite & ~np.isfinite(rounded)
+    if _all_finite(raw, dtype):
+        return raw
+    lost = are_lost(values, raw, dtype)
+    if finite is not None:
+        lost |= finite & ~are_finite(raw, dtype)
     if lost.any():
         worst = float(np.abs(values[lost].astype(np.float64)).max())
         raise CheckpointError(
@@ -91,6 +93,28 @@ def fit(values: Array, dtype: DType, name: str, finite: Array | None = None) -> 
             "cast to a dtype with a wider range, such as BF16 or F32",
         )
     return raw
+
+
+def _all_finite(raw: Array, dtype: DType) -> bool:
+    """Whether all of it is surely finite, asked in two passes over integers; false where that doesn't tell."""
+    import numpy as np
+
+    if dtype not in _INFINITY or not raw.size:
+        return False
+    largest = _INFINITY[dtype]
+    # Without a sign the larger integer is the larger magnitude; signed, the largest is the largest positive value.
+    return int(raw.view(f"i{raw.itemsize}").max()) < largest and int(np.max(raw)) < largest + (1 << (dtype.bits - 1))
+
+
+def are_lost(values: Array, raw: Array, dtype: DType) -> Array:
+    """Where rounding made an infinity or a NaN of something else, or something else of them."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        rounded = decode(raw, dtype)
+        # Some formats have no infinity; neither an overflow nor an infinity may become a NaN in silence.
+        lost: Array = (np.isinf(values) != np.isinf(rounded)) | (np.isnan(values) != np.isnan(rounded))
+    return lost
 
 
 def check_arithmetic(dtype: DType, what: str) -> None:

@@ -6,17 +6,18 @@ whose name is the operation's; it is loaded when a spec first uses it.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converters.errors import SpecError
 from converters.operations import Elementwise, Operation, TensorOperation
 from converters.operations.options import Options
 from converters.text import printable
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "weightmap.operations"
 """The entry points that packages add operations by."""
@@ -34,6 +35,8 @@ _OWN = {
 
 def operation_names() -> list[str]:
     """All operations that a spec can name here."""
+    from importlib.metadata import entry_points  # slow to import, and most specs name no operation
+
     return sorted({*_OWN, *(point.name for point in entry_points(group=GROUP))})
 
 
@@ -45,8 +48,12 @@ def operation_class(name: str) -> type[Operation]:
     """
     if name in _OWN:
         return _load_own(name)
+    from importlib.metadata import entry_points
+
     found = tuple(entry_points(group=GROUP, name=name))
     if not found:
+        import difflib  # only a mistake needs it
+
         names = operation_names()
         close = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""

@@ -80,6 +80,13 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--threads", type=click.IntRange(1, 64), metavar="N", help="Threads that compare. [default: 2]")
 @click.option("--no-hash", is_flag=True, help="Leave the digests of whole files out of the report; it saves a reading.")
+@click.option(
+    "--digest",
+    type=click.Choice(["xxh3", "sha256"]),
+    default="xxh3",
+    show_default=True,
+    help="What the report tells files apart by; sha256 takes longer, and can't be forged.",
+)
 @click.option("--report", "report_file", type=_PATH, metavar="FILE", help="Write the report as one HTML file.")
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing; the exit code says it.")
@@ -96,6 +103,7 @@ def verify(  # noqa: PLR0913 - each is an option of its own
     only: tuple[str, ...],
     report_file: Path | None,
     no_hash: bool,
+    digest: str,
     as_json: bool,
     quiet: bool,
     **options: Any,  # noqa: ANN401 - handed on to _call and _converted_with
@@ -139,6 +147,7 @@ def verify(  # noqa: PLR0913 - each is an option of its own
             reverse=spec.reverse,
             converted_with=converted_with,
             hash_files=False if no_hash else None,
+            digest=digest,
             command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             progress=progress,
             **_models(options),

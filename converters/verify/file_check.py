@@ -10,9 +10,10 @@ from converters.errors import CheckpointError
 from converters.side_files import MAX_CARRIED_NBYTES, find_side_files
 from converters.spec import Side
 from converters.storage.base import CheckpointReader
-from converters.storage.checkpoint import resolve_member, shard_count, shard_family
+from converters.storage.checkpoint import resolve_member
 from converters.storage.files import read_small_file
 from converters.storage.safetensors import SafetensorsReader
+from converters.storage.shard_names import shard_count, shard_family
 from converters.text import printable
 from converters.verify.report import Finding, Severity
 

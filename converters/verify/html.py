@@ -254,7 +254,7 @@ def _files(one: Input) -> str:
         for file in one.files
     ]
     heading = f"{_text(one.role)}: <code>{_text(one.path)}</code>, {len(rows)} files"
-    table = _table(("file", "size", "sha256", "of its"), rows, frozenset({1}))
+    table = _table(("file", "size", "digest", "of its"), rows, frozenset({1}))
     return f"<details><summary>{heading}</summary>{table}</details>"
 
 

@@ -187,7 +187,8 @@ class InputFile:
 
     Attributes:
         name: relative to the checkpoint.
-        digest: sha256 in hexadecimal of what `digest_of` says: `contents`, or `header` where only that was read.
+        digest: such as `xxh3:99aa06d3014798d86001c324468d497f`, of what `digest_of` says: `contents`, or `header`
+            where only that was read.
     """
 
     name: str

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from converters.errors import WeightmapError
 
-REPORT_VERSION: Final = 1
+REPORT_VERSION: Final = 2
 """Of the JSON; it grows when a field changes its meaning or goes away, not when one is added."""
 
 _NOT_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from converters.engine import check_sources
 from converters.errors import CheckpointError, CoverageError
 from converters.plan import Plan
+from converters.source_checks import check_sources
 from converters.text import format_nbytes, printable
 from converters.verify.contents import Made, Stored, collect
 from converters.verify.context import VerifyContext
@@ -25,7 +25,9 @@ MAX_ROWS = 20_000
 
 
 def check_roundtrip(context: VerifyContext) -> LevelResult:
-    """Make every tensor anew, both ways, and compare it; reads each side twice, within the memory budget.
+    """Make every tensor anew, both ways, and compare it, within the memory budget.
+
+    Each side is read once, and again for the way back only what is not copied plainly.
 
     Raises:
         CheckpointError: the source changed while it was read.
@@ -53,7 +55,7 @@ def check_roundtrip(context: VerifyContext) -> LevelResult:
     evidence.extend(_rounding_evidence("target", forward, there))
     evidence.extend(finding.what for finding in moved)
     if context.plan_back is not None:
-        found, lines = _back(context, context.plan_back, forward)
+        found, lines = _back(context, context.plan_back, forward, there)
         findings.extend(found)
         evidence.extend(lines)
     else:
@@ -218,7 +220,7 @@ def _rounding_evidence(side: str, pairing: Pairing, found: Sweep) -> Iterator[st
         yield f"{side}: {near:,} elements differ by no more than is allowed"
 
 
-def _back(context: VerifyContext, back: Plan, forward: Pairing) -> tuple[list[Finding], list[str]]:
+def _back(context: VerifyContext, back: Plan, forward: Pairing, there: Sweep) -> tuple[list[Finding], list[str]]:
     usable = [name for name in forward.pairs if name not in forward.unmatched]
     pairing = pair_back(context.plan, back, usable)
     found = sweep(
@@ -229,6 +231,7 @@ def _back(context: VerifyContext, back: Plan, forward: Pairing) -> tuple[list[Fi
         context.budget,
         context.progress,
         made_is_expected=False,
+        settled=there.settled,
     )
     rules = {target.info.name: target.rule for target in back.targets}
     made = Made(back, context.target_reader, working_budget(context.budget))

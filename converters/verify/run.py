@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from converters.convert import Options, prepare
+from converters.digests import DEFAULT_ALGORITHM, make_hasher
 from converters.engine import DEFAULT_MAX_MEMORY, Progress, default_threads
 from converters.errors import CheckpointError, ConfigError, WeightmapError
 from converters.fetch import fetch
@@ -24,7 +25,7 @@ from converters.storage.parts import open_side
 from converters.storage.remote_path import RemotePath
 from converters.text import printable
 from converters.verify.context import DEFAULT_PROMPT_TOKENS, Level, ModelOptions, ModelSource, VerifyContext
-from converters.verify.inputs import describe_input
+from converters.verify.inputs import describing
 from converters.verify.refused import examine_refused
 from converters.verify.report import LEVELS, Input, LevelResult, Report, Skipped, Verdict
 from converters.verify.way_back import way_back
@@ -59,6 +60,7 @@ def verify(  # noqa: PLR0913 - each is an option of its own
     max_memory: int | str = DEFAULT_MAX_MEMORY,
     threads: int | None = None,
     hash_files: bool | None = None,
+    digest: str = DEFAULT_ALGORITHM,
     command: str = "",
     progress: Progress = lambda _: None,
 ) -> Report:
@@ -85,6 +87,7 @@ def verify(  # noqa: PLR0913 - each is an option of its own
         threads: threads that read and compare.
         hash_files: whether the report has digests of the whole files, and not of their headers alone; by default when
             their bytes are read anyway, so in all levels but the first.
+        digest: `xxh3`, or `sha256` for digests that nobody can forge.
         command: what the report says of how it was made.
         progress: called with the number of bytes just compared, from several threads.
 
@@ -92,10 +95,11 @@ def verify(  # noqa: PLR0913 - each is an option of its own
         The report. Whatever is wrong with the target is in it: that raises nothing.
 
     Raises:
-        ValueError: there is no such level.
+        ValueError: there is no such level, or no such digest.
         WeightmapError: one of its subclasses: the source can't be read, or the spec doesn't fit it.
     """
     wanted, not_run = _wanted(level, levels)
+    make_hasher(digest)  # so that a wrong name is told now, and not after hours
     options = converted_with or Options()
     models = ModelOptions(
         device,
@@ -112,15 +116,15 @@ def verify(  # noqa: PLR0913 - each is an option of its own
     started, clock = datetime.now(UTC), time.perf_counter()
     direction = spec.inverse() if reverse else spec
     source, target = fetch(source, direction.source), fetch(target, direction.target)
-    with prepare(direction, source, options) as prepared:
+    contents = hash_files if hash_files is not None else any(name != LEVELS[0] for name in wanted)
+    with prepare(direction, source, options) as prepared, describing(digest, contents=contents) as describe:
         if prepared.is_adapter:
             raise CheckpointError(
                 "adapters can't be verified yet",
                 printable(str(source)),
                 "convert it back and compare, or merge it into its base model and verify the merged models",
             )
-        contents = hash_files if hash_files is not None else any(name != LEVELS[0] for name in wanted)
-        inputs = [describe_input("source", source, prepared.reader.file_of.values(), contents=contents)]
+        described = [describe("source", source, prepared.reader.file_of.values())]
         results: list[LevelResult] = []
         try:
             config = read_config(target, direction.target)
@@ -129,10 +133,10 @@ def verify(  # noqa: PLR0913 - each is an option of its own
             if not target.exists():
                 raise
             results.extend(_refused(name, target, error, prepared.plan) for name in wanted)
-            inputs.append(Input("target", str(target)))
+            inputs = [described[0].result(), Input("target", str(target))]
         else:
             with reader:
-                inputs.append(describe_input("target", target, reader.file_of.values(), contents=contents))
+                described.append(describe("target", target, reader.file_of.values()))
                 plan_back, no_way_back = way_back(direction, prepared.plan, options)
                 context = VerifyContext(
                     spec=direction,
@@ -159,6 +163,7 @@ def verify(  # noqa: PLR0913 - each is an option of its own
                         not_run.append(Skipped(name, reason))
                     else:
                         results.append(LevelResult(name, Verdict.NOT_PROVED, reason))
+                inputs = [one.result() for one in described]
     return Report(
         tuple(results),
         tuple(not_run),

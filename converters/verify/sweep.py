@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from converters.engine import Executor, Progress, run_jobs
 from converters.errors import Problem, WeightmapError
 from converters.plan import Plan
-from converters.schedule import Budget, Job, jobs
+from converters.schedule import Budget, Job, RangeJob, jobs
 from converters.storage.base import CheckpointReader
 from converters.text import printable
 from converters.verify.compare import MEMORY_PER_THREAD, Comparison, Difference, Pair
@@ -18,6 +18,7 @@ from converters.verify.diagnosis import Diagnoser, Diagnosis
 from converters.verify.names import layer_of
 from converters.verify.pairing import Pairing
 from converters.verify.report import Finding
+from converters.verify.settled import Equal, Settled
 
 _MISTAKE = "this is a mistake in weightmap, not in your checkpoint; please report it"
 
@@ -33,11 +34,13 @@ class Sweep:
         differences: by the name of the made tensor; those within what is allowed are among them.
         failed: tensors that couldn't be made or read, with the reason.
         nbytes: bytes that were compared.
+        settled: stretches that were copied plainly and are equal on both sides.
     """
 
     differences: dict[str, Difference]
     failed: dict[str, Problem]
     nbytes: int
+    settled: Settled
 
 
 def sweep(
@@ -49,6 +52,7 @@ def sweep(
     progress: Progress,
     *,
     made_is_expected: bool,
+    settled: Settled | None = None,
 ) -> Sweep:
     """Make every paired tensor of a plan and compare it.
 
@@ -60,12 +64,13 @@ def sweep(
         budget: bytes and threads for all of it.
         progress: called with the number of bytes just compared, from several threads.
         made_is_expected: whether the made side is right, and the stored one is being verified; else the other way.
+        settled: what a sweep in the other direction has found to be equal, which is not read again.
 
     Raises:
         MemoryBudgetError: the budget is too small.
     """
     comparison = Comparison(stored, pairing.pairs, made_is_expected)
-    executor = _Guarded(plan, reader, comparison, progress)
+    executor = _Guarded(plan, reader, comparison, progress, settled)
     share = working_budget(budget)
     numbers = [number for number, target in enumerate(plan.targets) if target.info.name in pairing.pairs]
     with ThreadPoolExecutor(budget.threads, thread_name_prefix="weightmap") as pool:
@@ -78,7 +83,9 @@ def sweep(
         info = plan.targets[number].info
         if info.name not in executor.failed and (done := comparison.compared.get(info.name, 0)) != info.nbytes:
             executor.failed[info.name] = Problem(f"{done:,} of its {info.nbytes:,} bytes were compared", None, _MISTAKE)
-    return Sweep(comparison.found, executor.failed, sum(comparison.compared.values()))
+    wrong = comparison.found.keys() | executor.failed.keys()
+    equal = Settled.by(one for one in executor.copied if one.made not in wrong)
+    return Sweep(comparison.found, executor.failed, sum(comparison.compared.values()), equal)
 
 
 def working_budget(budget: Budget) -> Budget:
@@ -87,20 +94,47 @@ def working_budget(budget: Budget) -> Budget:
 
 
 class _Guarded(Executor):
-    """Goes on after a tensor that can't be made or read, and keeps the reason."""
+    """Goes on after a tensor that can't be made or read, and keeps the reason; leaves out what is settled."""
 
-    def __init__(self, plan: Plan, reader: CheckpointReader, sink: Comparison, progress: Progress) -> None:
-        super().__init__(plan, reader, sink, progress)
+    def __init__(
+        self,
+        plan: Plan,
+        reader: CheckpointReader,
+        comparison: Comparison,
+        progress: Progress,
+        settled: Settled | None,
+    ) -> None:
+        super().__init__(plan, reader, comparison, progress)
+        self.comparison = comparison
+        self.settled = settled
         self.failed: dict[str, Problem] = {}
+        self.copied: list[Equal] = []
 
     def run(self, job: Job) -> None:
         name = self.plan.targets[job.target].info.name
         if name in self.failed:
             return
+        copied = self._copied(job)
+        if copied is not None and self.settled is not None and self.settled.covers(copied):
+            self.comparison.count(name, copied.nbytes)
+            self.progress(copied.nbytes)
+            return
         try:
             super().run(job)
         except WeightmapError as error:
             self.failed[name] = error.problems[0]
+            return
+        if copied is not None:
+            self.copied.append(copied)
+
+    def _copied(self, job: Job) -> Equal | None:
+        """What holds if a job finds no difference; None unless it compares the bytes of two stored tensors."""
+        if not isinstance(job, RangeJob) or self.plan.is_made(job.source):
+            return None
+        pair = self.comparison.pairs[self.plan.targets[job.target].info.name]
+        # Rounded alike, or stored under another name, they are not what the job's own names say.
+        plain = pair.via is None and pair.made.dtype is pair.stored.dtype and pair.made.name == pair.stored.name
+        return Equal.of(self.plan, job) if plain else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ def test_json_both_ways() -> None:
     report = full_report()
     text = report.to_json()
     data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert (data["weightmap_report"], data["verdict"], data["exit_code"]) == (1, "fail", 4)
+    assert (data["weightmap_report"], data["verdict"], data["exit_code"]) == (2, "fail", 4)
     assert data["levels"][1]["measurements"][0]["max_abs"] == "Infinity"
     read = Report.from_json(text)
     assert read.to_json() == text
@@ -133,7 +133,7 @@ def test_json_both_ways() -> None:
     assert read.levels[1].gate == report.levels[1].gate
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weightmap_report": 99}', '{"weightmap_report": 1, "levels": [1]}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weightmap_report": 99}', '{"weightmap_report": 2, "levels": [1]}'])
 def test_what_is_no_report(text: str) -> None:
     with pytest.raises(converters.WeightmapError):
         Report.from_json(text)

@@ -41,11 +41,14 @@ class Shard:
         filename: relative to the checkpoint's directory.
         tensors: in the order of the file.
         part: the label of the part that it belongs to, which the names of its tensors begin with; see `parts.py`.
+        data_phase: where the data of a safetensors file begins within a block, see `storage/shared_blocks.py`; None
+            where that doesn't matter.
     """
 
     filename: str
     tensors: tuple[TensorInfo, ...]
     part: str = ""
+    data_phase: int | None = None
 
     @property
     def nbytes(self) -> int:

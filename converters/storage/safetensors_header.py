@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from converters.errors import CheckpointError, OutputError, Problem
@@ -27,6 +27,9 @@ LENGTH_NBYTES: Final = 8
 
 MAX_HEADER_NBYTES: Final = 100_000_000
 """Longest header that is read or written, in bytes; the same as in the safetensors library."""
+
+BLOCK: Final = 4096
+"""Bytes of a block in the usual file systems; files can share whole blocks."""
 
 METADATA_KEY: Final = "__metadata__"
 """The key of a header that holds free text; no tensor can have this name."""
@@ -108,12 +111,17 @@ def parse_header(raw: bytes | bytearray, file_nbytes: int, where: str) -> Safete
 
 
 def build_header(
-    tensors: Sequence[TensorInfo], metadata: Mapping[str, str] = PT_METADATA
+    tensors: Sequence[TensorInfo], metadata: Mapping[str, str] = PT_METADATA, data_phase: int | None = None
 ) -> tuple[bytes, SafetensorsHeader]:
     """Lay tensors out in a file: its first bytes (length and JSON), and the header that they hold.
 
     The widest dtypes come first, else the given order is kept: so each tensor's data begins at a multiple of its
     element's size, and readers that map the file can use it in place.
+
+    Args:
+        tensors: what the file holds.
+        metadata: its free text.
+        data_phase: where the data begins, modulo `BLOCK`: a multiple of 8. Without it, at the next multiple of 8.
 
     Raises:
         OutputError: a name is taken twice, is `__metadata__` or not valid Unicode, a size is not whole bytes, or the
@@ -122,21 +130,14 @@ def build_header(
     problems = _problems_of_targets(tensors)
     if problems:
         raise OutputError(problems)
-    document: JsonObject = {METADATA_KEY: dict(metadata)} if metadata else {}
+    ordered = in_file_order(tensors)
     offsets: dict[str, int] = {}
     position = 0
-    ordered = sorted(tensors, key=lambda info: -info.dtype.bits)
     for info in ordered:
-        end = position + info.nbytes
-        document[info.name] = {
-            "dtype": info.dtype.label,
-            "shape": list(info.shape),
-            "data_offsets": [position, end],
-        }
         offsets[info.name] = position
-        position = end
-    raw = json.dumps(document, ensure_ascii=False, separators=(",", ":"), check_circular=False).encode("utf-8")
-    raw += b" " * (-len(raw) % 8)
+        position += info.nbytes
+    raw = _encode(ordered, offsets, metadata)
+    raw += b" " * (-len(raw) % 8 if data_phase is None else (data_phase - LENGTH_NBYTES - len(raw)) % BLOCK)
     if len(raw) > MAX_HEADER_NBYTES:
         raise OutputError(
             f"the header of a shard with {len(ordered):,} tensors takes {len(raw):,} bytes; "
@@ -151,6 +152,50 @@ def build_header(
         data_nbytes=position,
     )
     return len(raw).to_bytes(LENGTH_NBYTES, "little") + raw, header
+
+
+def in_file_order(tensors: Sequence[TensorInfo]) -> list[TensorInfo]:
+    """The order in which the data of tensors follows each other in a file: the widest dtypes first."""
+    return sorted(tensors, key=lambda info: -info.dtype.bits)
+
+
+def rename_header(header: SafetensorsHeader, renamed: Mapping[str, TensorInfo]) -> tuple[bytes, SafetensorsHeader]:
+    """Give the tensors of a file other names and shapes, and leave each byte of data where it is.
+
+    Args:
+        header: of the file as it is.
+        renamed: for each of its tensors, by name, what it becomes, of as many bytes.
+
+    Returns:
+        The first bytes of the file (length and JSON), as many as before, and the header that they hold.
+
+    Raises:
+        OutputError: no file can hold such names, or they need more room than the header has.
+    """
+    tensors = [renamed[name] for name in header.tensors]
+    problems = _problems_of_targets(tensors)
+    if problems:
+        raise OutputError(problems)
+    offsets = {renamed[name].name: offset for name, offset in header.offsets.items()}
+    raw = _encode(tensors, offsets, header.metadata)
+    room = header.data_start - LENGTH_NBYTES
+    if len(raw) > room:
+        raise OutputError(f"its header has room for {room:,} bytes, and needs {len(raw):,} with the new names")
+    result = replace(header, tensors={info.name: info for info in tensors}, offsets=offsets)
+    return room.to_bytes(LENGTH_NBYTES, "little") + raw.ljust(room), result
+
+
+def _encode(tensors: Sequence[TensorInfo], offsets: Mapping[str, int], metadata: Mapping[str, str]) -> bytes:
+    """The JSON of a header, without padding."""
+    document: JsonObject = {METADATA_KEY: dict(metadata)} if metadata else {}
+    for info in tensors:
+        begin = offsets[info.name]
+        document[info.name] = {
+            "dtype": info.dtype.label,
+            "shape": list(info.shape),
+            "data_offsets": [begin, begin + info.nbytes],
+        }
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), check_circular=False).encode("utf-8")
 
 
 def _parse_quickly(raw: bytes | bytearray, data_start: int) -> SafetensorsHeader | None:

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from converters.deferred_signals import deferred_signals
+
 _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
@@ -23,6 +25,7 @@ _RENAME_EXCHANGE: Final = 2
 _UNSUPPORTED: Final = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 _NO_LOCKS: Final = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 _LOCK_ATTEMPTS: Final = 100
+_HOLDER_NBYTES: Final = 200
 
 
 class UnsupportedRenameError(OSError):
@@ -118,18 +121,62 @@ def exclusive_lock(path: Path) -> Iterator[bool]:
         LockedError: someone else holds it.
         OSError: the file can't be made.
     """
-    descriptor = _lock(path)
-    if descriptor is None:
-        yield False
-        return
+    descriptor: int | None = None
     try:
-        yield True
+        with deferred_signals():  # one between the making of the file and our knowing of it would leave it behind
+            descriptor = _lock(path)
+        yield descriptor is not None
     finally:
+        if descriptor is not None:
+            try:
+                _release(descriptor, path)
+            except BaseException:  # a signal that came right here
+                _release(descriptor, path)
+                raise
+
+
+def _release(descriptor: int, path: Path) -> None:
+    """Let a lock go; a second time does no harm."""
+    with deferred_signals(), suppress(OSError):
         # In this order: once the lock is free, the file may be someone else's.
-        with suppress(OSError):
+        try:
             if _is_at(descriptor, path):
                 path.unlink()
+        finally:
+            os.close(descriptor)
+
+
+def check_unlocked(path: Path) -> bool:
+    """Look whether someone holds a lock file, without making one or keeping it.
+
+    Whoever tries to lock it in the same instant is told that someone does.
+
+    Returns:
+        True if no one does; False where the file system has no locks, so that nobody can tell.
+
+    Raises:
+        LockedError: someone holds it.
+        OSError: it can't be opened.
+    """
+    exists = True
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # Nobody holds it, if there are locks here at all: the directory can tell.
+        exists = False
+        descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if exists:
+            raise LockedError(_holder(descriptor)) from None
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    finally:
         os.close(descriptor)
+    return True
 
 
 def _lock(path: Path) -> int | None:
@@ -140,20 +187,33 @@ def _lock(path: Path) -> int | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = _is_at(descriptor, path)
             if held:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+                # On a full disk it holds without a name, too; what needs more room fails later, and cleans up.
+                with suppress(OSError):
+                    os.ftruncate(descriptor, 0)
+                    os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
                 return descriptor
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace")
-            raise LockedError(holder or "another process") from None
+            raise LockedError(_holder(descriptor)) from None
         except OSError as error:
             if error.errno in _NO_LOCKS:
+                with suppress(OSError):
+                    # Of no use here; one that another machine holds, if it can, isn't empty.
+                    if os.fstat(descriptor).st_size == 0 and _is_at(descriptor, path):
+                        path.unlink()
                 return None
             raise
         finally:
             if not held:
                 os.close(descriptor)
     raise LockedError("other processes, one after the other")
+
+
+def _holder(descriptor: int) -> str:
+    try:
+        text = os.pread(descriptor, _HOLDER_NBYTES, 0)
+    except OSError:  # a lock on SMB keeps others from reading, too
+        text = b""
+    return text.decode("utf-8", "replace") or "another process"
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

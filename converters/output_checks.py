@@ -9,15 +9,31 @@ from typing import Final
 
 from converters.errors import CheckpointError, OutputError, OutputExistsError
 from converters.storage.files import open_for_reading, raise_unwritable
+from converters.storage.formats import DISTRIBUTED, METADATA
 from converters.text import printable
 
-_WEIGHTS_SUFFIX: Final = ".safetensors"
+# Nothing but weights is called so.
+_WEIGHTS_SUFFIXES: Final = (".safetensors", DISTRIBUTED)
 # Many programs call their files so; those of torch.save are told by their first bytes.
 _TORCH_SUFFIXES: Final = (".bin", ".pt", ".pth")
 _ZIP_START: Final = b"PK\x03\x04"
 # What model directories on the Hub hold; anything else is somebody's work, and is not deleted.
 _KNOWN_SUFFIXES: Final = frozenset(
-    {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5", ".onnx", ".json", ".jsonl", ".yaml", ".yml"}
+    {
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        DISTRIBUTED,
+        ".gguf",
+        ".msgpack",
+        ".h5",
+        ".onnx",
+        ".json",
+        ".jsonl",
+        ".yaml",
+        ".yml",
+    }
     | {".txt", ".md", ".model", ".jinja", ".tiktoken", ".py", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"}
 )
 _KNOWN_STARTS: Final = (
@@ -30,6 +46,8 @@ _KNOWN_STARTS: Final = (
     "tokenizer",
     ".gitattributes",
 )
+# Others are told by their suffix.
+_KNOWN_NAMES: Final = frozenset({METADATA})
 _KNOWN_FOLDERS: Final = frozenset({"additional_chat_templates", ".cache"})
 _LISTED: Final = 5
 
@@ -44,6 +62,7 @@ def locate(output: Path) -> Path:
         raise OutputError("the output needs a name of its own", printable(str(output)), "Such as: converted/my-model.")
     try:
         parent = output.parent.resolve(strict=True)
+        is_folder = parent.is_dir()
     except FileNotFoundError:
         raise OutputError(
             f"the directory {printable(str(output.parent))} doesn't exist",
@@ -52,7 +71,7 @@ def locate(output: Path) -> Path:
         ) from None
     except OSError as error:
         raise_unwritable(error, output)
-    if not parent.is_dir():
+    if not is_folder:
         raise OutputError(f"{printable(str(parent))} is not a directory", printable(str(output)))
     return parent / output.name
 
@@ -135,7 +154,7 @@ def _reason_to_keep(directory: Path) -> str | None:
         more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
         return f"it holds what no checkpoint does: {shown}{more}"
     if is_folder and not components and not any(_is_weights(directory / name) for name in is_folder):
-        kinds = f"{_WEIGHTS_SUFFIX} files and none of torch.save"
+        kinds = f"{_WEIGHTS_SUFFIXES[0]} files and none of torch.save"
         return f"it holds no {kinds}, so it seems to be something else than a checkpoint"
     return None
 
@@ -153,7 +172,7 @@ def _is_component(directory: Path) -> bool:
 def _is_weights(file: Path) -> bool:
     """Whether a file holds weights, by its name or its first bytes."""
     if not file.name.endswith(_TORCH_SUFFIXES):
-        return file.name.endswith(_WEIGHTS_SUFFIX)
+        return file.name.endswith(_WEIGHTS_SUFFIXES)
     try:
         descriptor, _ = open_for_reading(file, file.name)
     except CheckpointError:
@@ -170,7 +189,8 @@ def is_of_checkpoint(name: str) -> bool:
 def _is_of_checkpoint(name: str, *, is_folder: bool) -> bool:
     if is_folder:
         return name in _KNOWN_FOLDERS
-    return Path(name).suffix.lower() in _KNOWN_SUFFIXES or name.lower().startswith(_KNOWN_STARTS)
+    known = name in _KNOWN_NAMES or Path(name).suffix.lower() in _KNOWN_SUFFIXES
+    return known or name.lower().startswith(_KNOWN_STARTS)
 
 
 def _is_same_file(first: Path, second: Path) -> bool:

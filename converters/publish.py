@@ -14,11 +14,9 @@ the old output under the name `.NAME.replaced-*`, from where the next run takes 
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Final
 
 from converters.errors import OutputError, OutputExistsError
 from converters.filesystem import (
@@ -32,17 +30,20 @@ from converters.filesystem import (
     sync_tree,
 )
 from converters.output_checks import check_inputs_apart, check_replaceable, locate
+from converters.staging_names import REPLACED, STAGING, leftovers, lock_name, new_staging, replaced_name
 from converters.storage.files import raise_unwritable
 from converters.text import format_nbytes, printable
 
-_STAGING: Final = "staging-"
-_REPLACED: Final = "replaced-"
-_TOKEN_DIGITS: Final = 16
-_HEX: Final = frozenset("0123456789abcdef")
-
 
 @contextmanager
-def publishing(output: Path, *, overwrite: bool = False, inputs: Sequence[Path] = ()) -> Iterator[Path]:
+def publishing(
+    output: Path,
+    *,
+    overwrite: bool = False,
+    inputs: Sequence[Path] = (),
+    sync: bool = True,
+    worth: Callable[[Path], int] | None = None,
+) -> Iterator[Path]:
     """Give a staging directory to write into; when the block ends well, it becomes `output`.
 
     Files written by `SafetensorsWriter` are flushed to the disk already; all others are flushed here.
@@ -51,37 +52,54 @@ def publishing(output: Path, *, overwrite: bool = False, inputs: Sequence[Path] 
         output: the directory to make; its parent must exist.
         overwrite: replace a directory that is there, if it is empty or a checkpoint.
         inputs: files and directories that are read meanwhile; the output must be apart from them.
+        sync: whether files and names are flushed to the disk; without it a power cut can take all of them.
+        worth: how much of a staging directory can be used again. One that a killed run left, and that is worth most,
+            is given instead of a new one; after an error, what is worth something is kept, and the error says so.
 
     Raises:
         OutputExistsError: something is at `output`, and may not be replaced.
         OutputError: `output` can't be made there, another run is making it, or the disk failed.
     """
     output = locate(output)
-    check_inputs_apart(output, inputs)
-    if not overwrite:  # else another run may be removing what it has just replaced, so look only under the lock
-        check_replaceable(output, overwrite=False)
-    staging = _beside(output, _STAGING + secrets.token_hex(_TOKEN_DIGITS // 2))
+    with _reported_for(output):
+        check_inputs_apart(output, inputs)
+        if not overwrite:  # else another run may be removing what it has just replaced, so look only under the lock
+            check_replaceable(output, overwrite=False)
     with ExitStack() as lock:
+        kept: Path | None = None
         with _reported_for(output):
-            if lock.enter_context(exclusive_lock(_beside(output, "lock"))):
-                _clean_up_after_kill(output)
-        # Again: another run may just have finished, or a killed one's old output was taken back.
-        check_replaceable(output, overwrite=overwrite)
+            if lock.enter_context(exclusive_lock(lock_name(output))):
+                kept = _clean_up_after_kill(output, worth)
+        staging = kept or new_staging(output)
+        with _reported_for(output):
+            # Again: another run may just have finished, or a killed one's old output was taken back.
+            check_replaceable(output, overwrite=overwrite)
         try:
             with _reported_for(staging):
-                staging.mkdir(mode=0o777)
+                staging.mkdir(mode=0o777, exist_ok=kept is not None)
             yield staging
             with _reported_for(output):
-                sync_tree(staging)
-                _publish(staging, output, overwrite=overwrite)
+                if sync:
+                    sync_tree(staging)
+                _publish(staging, output, overwrite=overwrite, sync=sync)
         except _OldOutputKeptError:
             raise
-        except BaseException:
+        except BaseException as error:
+            if worth is not None and worth(staging):
+                error.add_note(f"what is finished is kept in {printable(str(staging))}; go on with --resume")
+                raise
             # What failed is what the caller needs to hear of, not a file that can't be removed after it.
             with suppress(OSError):
                 remove_tree(staging)
             raise
-        _remove_old(staging)
+        try:
+            _remove_old(staging)
+        except OutputError:
+            raise
+        except BaseException:  # a signal: the new output is complete, so the old one goes all the same
+            with suppress(OSError):
+                remove_tree(staging)
+            raise
 
 
 def check_free_space(directory: Path, needed_nbytes: int) -> None:
@@ -138,7 +156,7 @@ def _remove_old(staging: Path) -> None:
         ) from error
 
 
-def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
+def _publish(staging: Path, output: Path, *, overwrite: bool, sync: bool) -> None:
     """Give the finished staging directory its name; an old output has the name `staging` afterwards."""
     replacing = os.path.lexists(output)
     check_replaceable(output, overwrite=overwrite)
@@ -146,6 +164,8 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
         _swap(staging, output)
     else:
         _place(staging, output)
+    if not sync:
+        return
     try:
         sync_directory(output.parent)
     except OSError as error:
@@ -181,7 +201,7 @@ def _swap(staging: Path, output: Path) -> None:
     try:
         exchange(staging, output)
     except UnsupportedRenameError:
-        _swap_in_steps(staging, output, aside=_beside(output, _REPLACED + staging.name[-_TOKEN_DIGITS:]))
+        _swap_in_steps(staging, output, aside=replaced_name(output, staging))
 
 
 def _swap_in_steps(staging: Path, output: Path, *, aside: Path) -> None:
@@ -205,30 +225,29 @@ def _swap_in_steps(staging: Path, output: Path, *, aside: Path) -> None:
         raise
 
 
-def _clean_up_after_kill(output: Path) -> None:
-    """Take back or remove what a killed run left beside the output; only for the holder of the lock."""
-    for path in _leftovers(output, _REPLACED):
+def _clean_up_after_kill(output: Path, worth: Callable[[Path], int] | None) -> Path | None:
+    """Take back or remove what a killed run left beside the output; only for the holder of the lock.
+
+    Returns:
+        A staging directory that can be used again.
+    """
+    old = leftovers(output, REPLACED)
+    if len(old) > 1 and not os.path.lexists(output):
+        raise OutputError(
+            f"is not there, and {len(old)} old ones are beside it: {', '.join(printable(path.name) for path in old)}",
+            printable(str(output)),
+            "Rename the one that you want to keep, and remove the others.",
+        )
+    for path in old:
         if os.path.lexists(output):
-            remove_tree(path)
+            # Half of it must not be put back by the next run, if this one is killed; a staging directory never is.
+            path.rename(new_staging(output))
         else:
             path.rename(output)
-    for path in _leftovers(output, _STAGING):
-        remove_tree(path)
-
-
-def _leftovers(output: Path, kind: str) -> list[Path]:
-    prefix = _beside(output, kind).name
-    with os.scandir(output.parent) as entries:
-        return [
-            Path(entry.path)
-            for entry in entries
-            # All of the rest must be a token: `.a.staging-b.staging-0123` belongs to an output named `a.staging-b`.
-            if entry.name.startswith(prefix)
-            and len(entry.name) == len(prefix) + _TOKEN_DIGITS
-            and _HEX.issuperset(entry.name[len(prefix) :])
-            and entry.is_dir(follow_symlinks=False)
-        ]
-
-
-def _beside(output: Path, suffix: str) -> Path:
-    return output.parent / f".{output.name}.{suffix}"
+    left = {path: worth(path) if worth is not None else 0 for path in leftovers(output, STAGING)}
+    best = max(left, key=lambda path: left[path], default=None)
+    kept = best if best is not None and left[best] else None
+    for path in left:
+        if path != kept:
+            remove_tree(path)
+    return kept

@@ -1,0 +1,1 @@
+"""All that shows how safe weightmap is, in one table."""

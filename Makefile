@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo full-size shelf hostile mutations clean
+.PHONY: help setup test lint format demo full-size shelf hostile safety mutations bench bench-quick clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,14 +40,23 @@ format: setup  ## Format the code and fix what ruff can fix
 demo: setup  ## Convert a small Phi-2 to Tenny and back, and show it
 	$(BIN)/python examples/demo.py
 
-full-size: setup  ## Convert a random model of Phi-2's real size, and measure memory and time (needs about 18 GB of disk)
+full-size: setup  ## Convert a random model of Phi-2's real size, and prove memory, bytes and logits (18 GB of disk, 14 GB of memory)
 	$(BIN)/python benchmarks/full_size.py
+
+bench: setup  ## Measure against cp and other converters, and write docs/benchmarks.md (20 GB of disk, 16 GB of memory)
+	$(BIN)/python -m benchmarks
+
+bench-quick: setup  ## A small subset of it, in under three minutes; prints only
+	$(BIN)/python -m benchmarks --quick
 
 shelf: setup  ## Measure how closely both sides of each shipped spec agree, and write the table of docs/specs.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.shelf
 
 hostile: setup  ## Run the hostile corpus, each input in a process of its own, and print how all ended
 	$(BIN)/python -m tests.hostile
+
+safety: setup  ## Attack everything: hostile inputs, kills, full disks, I/O errors, power cuts, fuzzing (an hour; as root)
+	$(BIN)/python -m tests.safety
 
 mutations: setup  ## Prove the verifier: every wrong conversion that it must catch, and write docs/mutations.md
 	$(BIN)/python -m tests.mutations

@@ -1,35 +1,33 @@
-"""The whole way: open, plan, check, write, publish."""
+"""The whole way: open and plan here, check, write and publish in `run.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converters.adapters import explain_unequal, plan_adapter
+from converters.adapters import plan_adapter
 from converters.bind import bind
 from converters.config_map import needs_config, with_dtype
-from converters.engine import DEFAULT_MAX_MEMORY, Progress, check_sources, default_threads, execute
-from converters.errors import ConfigError, CoverageError
-from converters.fetch import fetch_opened, is_repository
+from converters.digests import ALGORITHMS, DEFAULT_ALGORITHM
+from converters.engine import DEFAULT_MAX_MEMORY, Progress, default_threads
+from converters.errors import ConfigError
 from converters.operations.cast import parse_cast_dtype
 from converters.plan import Plan, Source
 from converters.planner import DEFAULT_MAX_SHARD_NBYTES, make_plan
-from converters.publish import check_free_space, publishing
 from converters.schedule import Budget
 from converters.sharding import FORMATS, in_format, parse_size
-from converters.side_files import PLAIN, SideFiles, find_side_files, read_adapter_config, read_config, write_config
+from converters.side_files import PLAIN, SideFiles, find_side_files, read_adapter_config, read_config
 from converters.spec import Side, Spec
-from converters.storage.base import CheckpointReader, CheckpointWriter
+from converters.storage.base import CheckpointReader, WriteOptions
+from converters.storage.files import raise_unreadable
 from converters.storage.locations import locate, locate_output
+from converters.storage.open_files import READING
 from converters.storage.parts import open_side
-from converters.storage.remote_path import RemotePath
-from converters.storage.writers import open_writer
 from converters.tensor_info import DType
 from converters.text import printable
-from converters.uploads import UploadingWriter, uploading
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,39 +85,48 @@ def prepare(spec: Spec, source: Path | str, options: Options) -> Iterator[Prepar
         CheckpointError, ConfigError, SpecError, CoverageError: source, config, spec and coverage, in this order.
     """
     source = locate(source)
+    with ExitStack() as opened:
+        try:
+            prepared = _prepare(spec, source, options, opened)
+        except OSError as error:  # the system won't even say what is there
+            raise_unreadable(error, printable(str(error.filename or source)))
+        yield prepared
+
+
+def _prepare(spec: Spec, source: Path, options: Options, opened: ExitStack) -> Prepared:
     adapter = read_adapter_config(source)
-    with open_side(source, spec.source if adapter is None else PLAIN) as reader:
-        config = options.config if options.config is not None else read_config(source, spec.source)
-        name = spec.source.config_file
-        where = printable(str((source if source.is_dir() else source.parent) / name))
-        if config is None and (key := needs_config(spec)):
-            raise ConfigError(
-                f"there is no {name} beside the weights, and the spec {spec.name} needs it for {key}",
-                where,
-                "give it with --config FILE" if adapter is None else "give that of the base model with --config FILE",
-            )
-        sources = [Source(info, reader.file_of[name]) for name, info in reader.tensors.items()]
-        if adapter is not None:
-            spec, plan = plan_adapter(
-                spec,
-                config,
-                adapter,
-                sources,
-                where=where,
-                dims=options.dims,
-                set_config=options.set_config,
-                dtype=options.dtype,
-            )
-        else:
-            bound = bind(spec, config, where=where, dims=options.dims, set_config=options.set_config)
-            plan = make_plan(bound, sources, max_shard_nbytes=options.max_shard_nbytes, dtype=options.dtype)
-            if plan.config is not None and options.dtype is not None:
-                plan = replace(plan, config=with_dtype(plan.config, options.dtype))
-        if options.file_format is not None:
-            plan = replace(plan, shards=in_format(plan.shards, options.file_format))
-        plan = replace(plan, notes=(*(str(note) for note in reader.notes), *plan.notes))
-        side_files = find_side_files(source, sorted(set(reader.file_of.values())), spec.source)
-        yield Prepared(plan, reader, side_files, spec, is_adapter=adapter is not None)
+    reader = opened.enter_context(open_side(source, spec.source if adapter is None else PLAIN))
+    config = options.config if options.config is not None else read_config(source, spec.source)
+    name = spec.source.config_file
+    where = printable(str((source if source.is_dir() else source.parent) / name))
+    if config is None and (key := needs_config(spec)):
+        raise ConfigError(
+            f"there is no {name} beside the weights, and the spec {spec.name} needs it for {key}",
+            where,
+            "give it with --config FILE" if adapter is None else "give that of the base model with --config FILE",
+        )
+    sources = [Source(info, reader.file_of[name]) for name, info in reader.tensors.items()]
+    if adapter is not None:
+        spec, plan = plan_adapter(
+            spec,
+            config,
+            adapter,
+            sources,
+            where=where,
+            dims=options.dims,
+            set_config=options.set_config,
+            dtype=options.dtype,
+        )
+    else:
+        bound = bind(spec, config, where=where, dims=options.dims, set_config=options.set_config)
+        plan = make_plan(bound, sources, max_shard_nbytes=options.max_shard_nbytes, dtype=options.dtype)
+        if plan.config is not None and options.dtype is not None:
+            plan = replace(plan, config=with_dtype(plan.config, options.dtype))
+    if options.file_format is not None:
+        plan = replace(plan, shards=in_format(plan.shards, options.file_format))
+    plan = replace(plan, notes=(*(str(note) for note in reader.notes), *plan.notes))
+    side_files = find_side_files(source, sorted(set(reader.file_of.values())), spec.source)
+    return Prepared(plan, reader, side_files, spec, is_adapter=adapter is not None)
 
 
 @contextmanager
@@ -129,30 +136,21 @@ def prepare_to_run(spec: Spec, source: Path | str, options: Options) -> Iterator
     Raises:
         WeightmapError: as `prepare`.
     """
+    from converters.fetch import fetch_opened, is_repository
+    from converters.storage.shared_blocks import share_blocks
+
     source = locate(source)
     if not is_repository(source):
         with prepare(spec, source, options) as prepared:
-            yield prepared
+            yield replace(prepared, plan=share_blocks(prepared.plan, prepared.reader))
         return
     with prepare(spec, source, options) as planned:
         side = PLAIN if planned.is_adapter else spec.source
         local = fetch_opened(source, planned.reader, planned.side_files, side)
     with prepare(spec, local, options) as prepared:
         # What was not downloaded is left, too.
-        yield replace(prepared, side_files=replace(prepared.side_files, left=planned.side_files.left))
-
-
-def check(prepared: Prepared, progress: Progress) -> None:
-    """Compare what the plan demands to be equal, before anything is written.
-
-    Raises:
-        CoverageError: some of it isn't.
-        CheckpointError: the source can't be read.
-    """
-    try:
-        check_sources(prepared.plan, prepared.reader, progress)
-    except CoverageError as error:
-        raise (explain_unequal(error) if prepared.is_adapter else error) from None
+        side_files = replace(prepared.side_files, left=planned.side_files.left)
+        yield replace(prepared, plan=share_blocks(prepared.plan, prepared.reader), side_files=side_files)
 
 
 def convert(  # noqa: PLR0913 - each is an option of its own
@@ -170,6 +168,11 @@ def convert(  # noqa: PLR0913 - each is an option of its own
     dims: Mapping[str, int] | None = None,
     set_config: Mapping[str, Any] | None = None,
     file_format: str | None = None,
+    resume: bool = False,
+    sync: bool = True,
+    digest: str | None = DEFAULT_ALGORITHM,
+    verify: str | None = None,
+    io: str = "auto",
     progress: Progress = lambda _: None,
 ) -> Plan:
     """Convert a checkpoint into a directory, which appears whole or not at all.
@@ -190,6 +193,11 @@ def convert(  # noqa: PLR0913 - each is an option of its own
         set_config: values for the target's config.json, by dotted path.
         file_format: `safetensors`, `bin`, or `dcp` for a torch distributed checkpoint; by default as the target's
             layout says, else safetensors.
+        resume: go on with what a killed run of the same job has finished, and keep what this one has if it fails.
+        sync: flush everything to the disk; without it a power cut after success can lose the output.
+        digest: `xxh3` or `sha256`, of each file and tensor, in the output's manifest; None for none.
+        verify: prove the output up to this level of `converters.verify` before it appears.
+        io: how the source's files are read: `read`, by calls, as `auto` does; or `mmap`, through a map.
         progress: called with the number of bytes just written, from several threads.
 
     Returns:
@@ -198,52 +206,20 @@ def convert(  # noqa: PLR0913 - each is an option of its own
     Raises:
         WeightmapError: one of its subclasses, by cause; nothing is left at `output` then.
     """
+    from converters.run import RunOptions, run
+
     source, output = locate(source), locate_output(output)
     if file_format is not None and file_format not in FORMATS:
         raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
+    if digest is not None and digest not in ALGORITHMS:
+        raise ValueError(f"digest must be None or one of {', '.join(ALGORITHMS)}, got {digest!r}")
+    if io not in READING:
+        raise ValueError(f"io must be one of {', '.join(READING)}, got {io!r}")
     options = Options(parse_size(max_shard_size), parse_cast_dtype(dtype), config, dims, set_config, file_format)
     budget = Budget.fitting(parse_size(max_memory), threads or default_threads())
     with prepare_to_run(spec.inverse() if reverse else spec, source, options) as prepared:
-        run(prepared, output, budget, inputs=[source], overwrite=overwrite, progress=progress)
+        how = RunOptions(
+            budget, overwrite=overwrite, resume=resume, write=WriteOptions(sync, digest), verify=verify, io=io
+        )
+        run(prepared, output, options, how, inputs=[source], progress=progress)
         return prepared.plan
-
-
-def run(
-    prepared: Prepared, output: Path, budget: Budget, *, inputs: list[Path], overwrite: bool, progress: Progress
-) -> None:
-    """Carry out what was prepared, and publish it.
-
-    Raises:
-        CheckpointError, CoverageError: the source can't be read, or holds values that the plan forbids.
-        OutputError: the output can't be written.
-    """
-    inputs = [*inputs, prepared.reader.path]  # of a repository, what was downloaded
-    if isinstance(output, RemotePath):
-        with uploading(output, overwrite=overwrite, inputs=inputs) as upload:
-            check_free_space(upload.staging, upload.spooled_nbytes(prepared.plan))
-            _write(prepared, upload.staging, budget, progress, UploadingWriter(upload, prepared.plan.shards))
-        return
-    with publishing(output, overwrite=overwrite, inputs=inputs) as staging:
-        check_free_space(staging, prepared.plan.bytes_written)
-        _write(prepared, staging, budget, progress, open_writer(staging, prepared.plan.shards))
-
-
-def _write(
-    prepared: Prepared,
-    staging: Path,
-    budget: Budget,
-    progress: Progress,
-    writer: CheckpointWriter,
-) -> None:
-    plan = prepared.plan
-    check(prepared, progress)
-    try:
-        execute(plan, prepared.reader, writer, budget, progress)
-        writer.finish()
-    except BaseException:
-        writer.abort()
-        raise
-    if plan.config is not None:
-        write_config(staging, plan.config, prepared.target)
-    prepared.side_files.copy_to(staging)
-    prepared.reader.check_unchanged()

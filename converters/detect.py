@@ -9,7 +9,8 @@ from typing import Any
 
 from converters.config_map import config_value
 from converters.errors import Problem, SpecError
-from converters.keys import CompiledPattern, KeyTrie, is_index, matches_drop
+from converters.key_trie import KeyTrie
+from converters.keys import CompiledPattern, is_index, matches_drop
 from converters.matching import strip_prefixes
 from converters.spec import Side, Spec
 from converters.spec_check import rule_shape

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol
 
-from converters.errors import CoverageError
 from converters.gather import Gatherer, fill_box
 from converters.made_reader import reader_of
 from converters.plan import Plan
@@ -19,11 +18,13 @@ from converters.schedule import (
     Job,
     PanelJob,
     RangeJob,
-    check_panels,
     jobs,
 )
 from converters.storage.base import CheckpointReader, CheckpointWriter
-from converters.text import printable
+from converters.storage.file_digests import FileDigests
+from converters.storage.open_files import LocalFile
+from converters.storage.reflink import LEAST_NBYTES, SharingWriter
+from converters.storage.shared_blocks import place_of
 
 if TYPE_CHECKING:
     from converters.operations import Array
@@ -70,6 +71,7 @@ class Executor:
         self.progress = progress
         self.stopped = threading.Event()
         self._local = threading.local()
+        self._sharing = sink if isinstance(sink, SharingWriter) else None
 
     def stop(self) -> None:
         """Let the jobs that run end early; what they have written is thrown away."""
@@ -94,13 +96,31 @@ class Executor:
         reader = reader_of(self.plan, job.source, self.reader)
         target = self.plan.targets[job.target].info.name
         buffer = _buffer()
-        for done in range(0, job.nbytes, COPY_BUFFER):
-            if self.stopped.is_set():
-                return
-            part = buffer[: min(COPY_BUFFER, job.nbytes - done)]
-            reader.read_into(source, job.source_offset + done, part)
-            self.sink.write_from(target, job.target_offset + done, part)
-            self.progress(len(part))
+        first, last = self._share(job, source, target)
+        for start, stop in ((0, first), (last, job.nbytes)):
+            for done in range(start, stop, COPY_BUFFER):
+                if self.stopped.is_set():
+                    return
+                part = buffer[: min(COPY_BUFFER, stop - done)]
+                reader.read_into(source, job.source_offset + done, part)
+                self.sink.write_from(target, job.target_offset + done, part)
+                self.progress(len(part))
+
+    def _share(self, job: RangeJob, source: str, target: str) -> tuple[int, int]:
+        """Let the output's file share what it can with the source's; returns what of the job's bytes is done."""
+        if self._sharing is None or job.nbytes < LEAST_NBYTES or self.plan.is_made(job.source):
+            return 0, 0
+        place = place_of(self.reader, source)
+        if place is None:
+            return 0, 0
+        file, position = place
+        if not isinstance(file, LocalFile):
+            return 0, 0
+        from_place = (file.descriptor, position + job.source_offset)
+        first, last = self._sharing.share_from(target, job.target_offset, job.nbytes, from_place)
+        if first < last:
+            self.progress(last - first)
+        return first, last
 
     def _panel(self, nbytes: int) -> Array:
         """This thread's panel, kept from job to job: memory freed and taken again piles up in the allocator."""
@@ -135,85 +155,70 @@ class Executor:
         self.progress(raw.nbytes)
 
 
-def check_sources(plan: Plan, reader: CheckpointReader, progress: Progress) -> None:
-    """Compare what the plan demands to be equal, before anything is written.
-
-    Raises:
-        CoverageError: sources that only one target stands for differ, or a tensor that the other side makes anew
-            doesn't hold what it would make.
-    """
-    for check in plan.equality_checks:
-        first, second = plan.sources[check.first].info, plan.sources[check.second].info
-        offset = _first_difference(reader, first.name, second.name, first.nbytes, progress)
-        if offset is not None:
-            raise CoverageError(
-                f"{printable(first.name)} and {printable(second.name)} must be equal to become one tensor, "
-                f"but they differ from element {offset * 8 // first.dtype.bits} on",
-                plan.rules[check.rule].where,
-                "they were trained apart since they were copied, and the target has no place for both",
-            )
-    for generated in plan.generated_checks:
-        info = plan.sources[generated.source].info
-        width = info.dtype.bits // 8
-        for start, stop, moves in check_panels(generated):
-            import numpy as np
-
-            part = np.empty(stop - start, dtype=f"u{width}")
-            for move in moves:
-                Gatherer(reader, info, (), width).fill(part, start, move)
-            position = generated.generator.differs(part, info, start)
-            if position is not None:
-                block = "" if generated.copy.size == info.size else "in a block of its own, "
-                raise CoverageError(
-                    f"{printable(info.name)} doesn't hold what the rule fills it with, {block}from element {position} "
-                    "on",
-                    plan.rules[generated.rule].where,
-                    "the target has no place for these values; drop the key by name if they don't matter",
-                )
-            progress(part.nbytes)
-
-
-def _first_difference(reader: CheckpointReader, first: str, second: str, nbytes: int, progress: Progress) -> int | None:
-    left, right = bytearray(min(COPY_BUFFER, nbytes)), bytearray(min(COPY_BUFFER, nbytes))
-    for offset in range(0, nbytes, COPY_BUFFER):
-        length = min(COPY_BUFFER, nbytes - offset)
-        if length < len(left):
-            left, right = bytearray(length), bytearray(length)
-        reader.read_into(first, offset, memoryview(left))
-        reader.read_into(second, offset, memoryview(right))
-        # Byte arrays compare at memory speed, memory views one item at a time.
-        if left != right:
-            return offset + next(index for index in range(length) if left[index] != right[index])
-        progress(2 * length)
-    return None
+Finished = Callable[[int, FileDigests | None], None]
+"""Called with the number of a shard that is finished, and what its file holds if digests are wanted."""
 
 
 def execute(
-    plan: Plan, reader: CheckpointReader, writer: CheckpointWriter, budget: Budget, progress: Progress = lambda _: None
+    plan: Plan,
+    reader: CheckpointReader,
+    writer: CheckpointWriter,
+    budget: Budget,
+    progress: Progress = lambda _: None,
+    *,
+    kept: Collection[int] = (),
+    finished: Finished = lambda _, __: None,
 ) -> None:
     """Write all shards of a plan, on `budget.threads` threads, in the order of the output's bytes.
+
+    A shard is read back and flushed by a thread of its own, while the next one is written.
+
+    Args:
+        plan: what to write.
+        reader: the source.
+        writer: of the plan's shards.
+        budget: memory and threads.
+        progress: called with the number of bytes just written, from several threads.
+        kept: the numbers of shards that are there already.
+        finished: called for each of the others, one after the other, from another thread.
 
     Raises:
         CheckpointError, OutputError: see `Executor.run`; nothing is finished then.
     """
     executor = Executor(plan, reader, writer, progress)
-    with ThreadPoolExecutor(budget.threads, thread_name_prefix="weightmap") as pool:
+    with (
+        ThreadPoolExecutor(budget.threads, thread_name_prefix="weightmap") as pool,
+        ThreadPoolExecutor(1, thread_name_prefix="weightmap-finish") as finisher,
+    ):
+        finishing: Future[None] | None = None
         try:
             start = 0
-            for shard_index, shard in enumerate(plan.shards):
-                stop = start + len(shard.tensors)
-                writer.start_shard(shard_index)
-                targets = range(start, stop)
+            for number, shard in enumerate(plan.shards):
+                targets = range(start, start + len(shard.tensors))
+                start = targets.stop
+                if number in kept:
+                    writer.keep_shard(number)
+                    progress(sum(info.nbytes for info in shard.tensors))
+                    continue
+                writer.start_shard(number)
                 run_jobs(
                     pool, executor, (job for index in targets for job in jobs(plan, index, budget)), budget.threads
                 )
-                writer.finish_shard(shard_index)
-                start = stop
+                if finishing is not None:
+                    finishing.result()
+                finishing = finisher.submit(_finish, writer, number, finished)
+            if finishing is not None:
+                finishing.result()
         except BaseException:
             executor.stop()
-            pool.shutdown(wait=True, cancel_futures=True)
+            writer.stop()
+            for threads in (pool, finisher):
+                threads.shutdown(wait=True, cancel_futures=True)
             raise
-    reader.check_unchanged()
+
+
+def _finish(writer: CheckpointWriter, shard: int, finished: Finished) -> None:
+    finished(shard, writer.finish_shard(shard))
 
 
 def run_jobs(pool: ThreadPoolExecutor, executor: Executor, work: Iterable[Job], threads: int) -> None:
@@ -240,7 +245,7 @@ def _batches(work: Iterable[Job]) -> Iterator[list[Job]]:
     nbytes = 0
     for job in work:
         batch.append(job)
-        nbytes += job.nbytes if isinstance(job, RangeJob) else SMALL_BATCH
+        nbytes += job.nbytes if isinstance(job, RangeJob) else job.memory
         if nbytes >= SMALL_BATCH:
             yield batch
             batch, nbytes = [], 0

@@ -9,7 +9,7 @@ from converters.adapters import ADAPTER_CONFIG
 from converters.side_files import SideFiles, find_side_files
 from converters.spec import CONFIG_FILE, Side
 from converters.storage.base import CheckpointReader
-from converters.storage.dcp_metadata import METADATA
+from converters.storage.formats import METADATA
 from converters.storage.locations import locate
 from converters.storage.parts import open_side
 from converters.storage.remote_path import RemotePath

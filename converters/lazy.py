@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.convert import Options, check, prepare
+from converters.convert import Options, prepare
 from converters.engine import DEFAULT_MAX_MEMORY, materialize
 from converters.operations.cast import parse_cast_dtype
+from converters.run import check
 from converters.schedule import Budget
 from converters.spec import Spec
 from converters.storage.base import Closing

@@ -140,4 +140,4 @@ def read_parts(reader: Reader, mapping: MappingNode, path: str) -> tuple[Parts, 
 def inputs_of(operations: tuple[Operation, ...]) -> tuple[str, ...]:
     """The names of the tensors of which a rule's operation makes each of its source terms; empty for a single one."""
     first = operations[0] if operations else None
-    return first.inputs if isinstance(first, TensorOperation) else ()
+    return first.inputs if first is not None and isinstance(first, TensorOperation) else ()

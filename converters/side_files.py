@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,14 @@ from typing import Any
 
 from converters.adapters import ADAPTER_CONFIG, ADAPTER_NAME
 from converters.config_file import CONFIG_SUFFIXES, config_text, load_config
+from converters.digests import digest_of
 from converters.errors import ConfigError
+from converters.manifest import MANIFEST, Input
 from converters.parts import WEIGHT_SUFFIXES
 from converters.spec import CONFIG_FILE, Side
 from converters.storage.checkpoint import resolve_member
-from converters.storage.files import read_small_file
+from converters.storage.files import make_directory, read_small_file, write_new_file
+from converters.storage.formats import METADATA
 from converters.text import printable
 
 PLAIN = Side("")
@@ -42,38 +44,69 @@ class SideFiles:
     Attributes:
         carried: paths relative to the source that are copied, byte for byte.
         left: names in the source that are not, weights and config.json excepted.
+        described: configs and indexes, which the output has of its own; paths relative to the source, too.
     """
 
     root: Path
     carried: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    described: tuple[str, ...] = ()
+
+    def inputs(self, digest: str | None) -> list[Input]:
+        """What was read of these files, for the manifest.
+
+        Raises:
+            CheckpointError: one can't be read any more.
+        """
+        found = []
+        for name in (*self.described, *self.carried):
+            where = printable(str(self.root / name))
+            content = read_small_file(resolve_member(self.root, name), MAX_CARRIED_NBYTES, where)
+            found.append(Input(name, len(content), digest_of([content], digest) if digest is not None else None))
+        return found
 
     def copy_to(self, directory: Path) -> None:
         """Copy the carried files.
 
         Raises:
             CheckpointError: one can't be read, or is too large to be what its name says.
+            OutputError: one can't be written.
         """
         for name in self.carried:
             source = resolve_member(self.root, name)
             data = read_small_file(source, MAX_CARRIED_NBYTES, printable(str(self.root / name)))
             target = directory / name
-            target.parent.mkdir(exist_ok=True)
-            _write_new(target, data)
+            make_directory(target.parent)
+            write_new_file(target, data, sync=False)  # all of it is flushed before the rename
 
 
 def find_side_files(root: Path, weights: Sequence[str], side: Side = PLAIN) -> SideFiles:
-    """Sort the files of a checkpoint directory; `weights` are those that hold its tensors."""
+    """Sort the files of a checkpoint directory; `weights` are those that hold its tensors.
+
+    Of a file, only what describes it is there: its config, and itself if it is an index.
+    """
     if not root.is_dir():
-        return SideFiles(root)
-    carried, left = [], []
+        names = {CONFIG_FILE, side.config_file, root.name if _is_index(root.name) else ""} - {""}
+        beside = (name for name in sorted(names) if (root.parent / name).is_file())
+        return SideFiles(root.parent, described=tuple(beside))
+    carried, left, described = [], [], _described_in_folders(root, weights, side)
     folders = {part.directory for part in side.files} | {file.partition("/")[0] for _, file in side.configs}
     for entry in sorted(root.iterdir(), key=lambda path: path.name):
         name = entry.name
-        if name in {CONFIG_FILE, side.config_file, *folders} or name in weights or name.endswith(_INDEX_SUFFIX):
+        if name in folders or name in weights:
+            continue
+        if name in {CONFIG_FILE, side.config_file, MANIFEST} or _is_index(name):
+            foreign = _is_index(name) and not _is_index_of(name, weights)  # of the same weights in another format
+            if entry.is_file() and name not in described and not foreign:
+                described.append(name)
+            continue
+        if not _is_text(name):  # the manifest couldn't name it
+            left.append(name)
             continue
         if entry.is_dir():
-            inner = [f"{name}/{file.name}" for file in sorted(entry.iterdir()) if file.is_file()]
+            inner = [
+                f"{name}/{file.name}" for file in sorted(entry.iterdir()) if file.is_file() and _is_text(file.name)
+            ]
             if name in _CARRIED_DIRECTORIES:
                 carried.extend(inner)
             elif not name.startswith("."):
@@ -82,7 +115,38 @@ def find_side_files(root: Path, weights: Sequence[str], side: Side = PLAIN) -> S
             carried.append(name)
         elif not name.startswith("."):
             left.append(name)
-    return SideFiles(root, tuple(carried), tuple(left))
+    return SideFiles(root, tuple(carried), tuple(left), tuple(described))
+
+
+def _described_in_folders(root: Path, weights: Sequence[str], side: Side) -> list[str]:
+    """Configs and indexes of parts, which lie in directories of their own."""
+    folders = sorted({folder for name in weights if (folder := name.rpartition("/")[0])})
+    indexes = [
+        f"{folder}/{file.name}"
+        for folder in folders
+        for file in sorted((root / folder).iterdir(), key=lambda path: path.name)
+        if _is_index_of(file.name, weights) and file.is_file()
+    ]
+    return [*indexes, *(file for _, file in _configs_of_parts(side) if (root / file).is_file())]
+
+
+def _is_index(name: str) -> bool:
+    """Whether a file says where the weights are; of a distributed checkpoint, that is `.metadata`."""
+    return name.endswith(_INDEX_SUFFIX) or name == METADATA
+
+
+def _is_index_of(name: str, weights: Sequence[str]) -> bool:
+    suffix = Path(name.removesuffix(_INDEX_SUFFIX)).suffix
+    return name == METADATA or (name.endswith(_INDEX_SUFFIX) and any(file.endswith(suffix) for file in weights))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file's name is valid Unicode; to Linux, names are bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_config(path: Path, side: Side = PLAIN) -> dict[str, Any] | None:
@@ -147,17 +211,11 @@ def write_config(directory: Path, config: Mapping[str, Any], side: Side = PLAIN)
         if inner is not None and not isinstance(inner, Mapping):
             raise _two_of(label, side.config_file, file)
         if inner is not None:
-            (directory / file).parent.mkdir(parents=True, exist_ok=True)
+            make_directory((directory / file).parent)
             _write_config_file(directory / file, inner)
     if side.config_file and (rest or not side.files):
         _write_config_file(directory / side.config_file, rest)
 
 
 def _write_config_file(path: Path, config: Mapping[str, Any]) -> None:
-    _write_new(path, config_text(path.name, config).encode())
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+    write_new_file(path, config_text(path.name, config).encode(), sync=False)  # all of it is flushed before the rename

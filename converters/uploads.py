@@ -2,7 +2,8 @@
 
 Stores have no directories and no renames, so the promises are weaker than those of `publish.py`:
 
-- Shards are written to a local disk one at a time, uploaded, and removed; the index and config.json come last.
+- Shards are written to a local disk, uploaded while the next one is written, and removed; what says which shards there
+  are comes last.
 - What replaces something is uploaded beside it, as `.NAME.staging-*`, and moved there once it is complete. Moving takes
   a while, and isn't one step: a kill in the middle leaves the new one complete under the other name.
 - After an error nothing that was uploaded is left. After a kill something may be, in parts that no index names.
@@ -19,17 +20,19 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from converters.errors import CheckpointError, OutputError, OutputExistsError
+from converters.manifest import MANIFEST
 from converters.output_checks import is_of_checkpoint
 from converters.parts import split_key
 from converters.plan import Plan
 from converters.sharding import Shard, index_filename
-from converters.storage.base import CheckpointWriter
-from converters.storage.checkpoint import shard_family
-from converters.storage.dcp_metadata import SUFFIX as DISTRIBUTED
+from converters.storage.base import DEFAULT_WRITE_OPTIONS, CheckpointWriter, WriteOptions
+from converters.storage.file_digests import FileDigests
 from converters.storage.files import write_new_file
+from converters.storage.formats import DISTRIBUTED
 from converters.storage.object_store import ObjectStore, object_store
 from converters.storage.remote_path import RemotePath
 from converters.storage.safetensors_index import build_index, is_index
+from converters.storage.shard_names import shard_family
 from converters.storage.writers import open_writer
 from converters.text import printable
 
@@ -52,8 +55,9 @@ class Upload:
 
     @staticmethod
     def spooled_nbytes(plan: Plan) -> int:
-        """The most bytes that are in `staging` at once, about."""
-        return max((sum(info.nbytes for info in shard.tensors) for shard in plan.shards), default=0)
+        """The most bytes that are in `staging` at once, about: one shard on its way, and the next being written."""
+        sizes = [sum(info.nbytes for info in shard.tensors) for shard in plan.shards]
+        return max((sum(sizes[number : number + 2]) for number in range(len(sizes))), default=0)
 
     def send(self, file: Path) -> None:
         """Upload a file, and remove it here.
@@ -150,7 +154,7 @@ def uploading(output: RemotePath, *, overwrite: bool = False, inputs: Sequence[P
 class UploadingWriter:
     """Writes each shard as a checkpoint of its own, checks and uploads it, and then what says that they are one."""
 
-    def __init__(self, upload: Upload, shards: Sequence[Shard]) -> None:
+    def __init__(self, upload: Upload, shards: Sequence[Shard], options: WriteOptions = DEFAULT_WRITE_OPTIONS) -> None:
         """Nothing is written yet.
 
         Raises:
@@ -161,25 +165,32 @@ class UploadingWriter:
             raise OutputError(what, hint="Convert into a local directory and copy that, or choose another --format.")
         self._upload = upload
         self._shards = shards
-        self._writer: CheckpointWriter | None = None
+        self._options = options
+        self._shard_of = {info.name: number for number, shard in enumerate(shards) for info in shard.tensors}
+        self._writers: dict[int, CheckpointWriter] = {}
 
     def start_shard(self, shard: int) -> None:
-        """See `CheckpointWriter`; one is written at a time."""
-        self._writer = open_writer(self._upload.staging, [self._shards[shard]])
-        self._writer.start_shard(0)
+        """See `CheckpointWriter`; while one is written, the one before may be on its way."""
+        writer = open_writer(self._upload.staging, [self._shards[shard]], self._options)
+        self._writers[shard] = writer
+        writer.start_shard(0)
 
     def write_from(self, name: str, offset: int, data: memoryview) -> None:
         """See `CheckpointWriter`."""
-        self._open().write_from(name, offset, data)
+        self._open(self._shard_of[name]).write_from(name, offset, data)
 
-    def finish_shard(self, shard: int) -> None:
+    def finish_shard(self, shard: int) -> FileDigests | None:
         """See `CheckpointWriter`."""
-        del shard  # it is the one that was started
-        writer = self._open()
-        writer.finish_shard(0)
+        writer = self._open(shard)
+        found = writer.finish_shard(0)
         for file in writer.finish():
             self._upload.send(file)
-        self._writer = None
+        del self._writers[shard]
+        return found
+
+    def keep_shard(self, shard: int) -> None:
+        """A store has no staging directory of a killed run to take up."""
+        raise ValueError(f"shard {shard} can't be kept: it isn't here")
 
     def finish(self) -> Sequence[Path]:
         """Write the indexes; what was uploaded isn't here any more."""
@@ -198,15 +209,20 @@ class UploadingWriter:
                 written.append(path)
         return written
 
+    def stop(self) -> None:
+        """See `CheckpointWriter`."""
+        for writer in list(self._writers.values()):
+            writer.stop()
+
     def abort(self) -> None:
         """See `CheckpointWriter`."""
-        if self._writer is not None:
-            self._writer.abort()
+        for writer in list(self._writers.values()):
+            writer.abort()
 
-    def _open(self) -> CheckpointWriter:
-        if self._writer is None:
-            raise ValueError("no shard is open for writing")
-        return self._writer
+    def _open(self, shard: int) -> CheckpointWriter:
+        if shard not in self._writers:
+            raise ValueError(f"{self._shards[shard].filename} is not open for writing")
+        return self._writers[shard]
 
 
 def _check_replaceable(output: RemotePath, old: Sequence[str], *, overwrite: bool) -> None:
@@ -231,9 +247,9 @@ def _order(file: Path) -> tuple[int, str]:
 
 
 def _order_of_key(key: str) -> tuple[int, str]:
-    """Weights and what is carried first, then config.json, then what says which shards there are."""
+    """Weights and what is carried first, then config.json, the manifest, and what says which shards there are."""
     name = key.rpartition("/")[2]
-    return (2 if is_index(name) else 1 if name.endswith("config.json") else 0, key)
+    return (3 if is_index(name) else 2 if name == MANIFEST else 1 if name.endswith("config.json") else 0, key)
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from converters import gather, schedule
 from converters.bind import bind
-from converters.engine import check_sources, execute
+from converters.engine import execute
 from converters.plan import Plan, Source
 from converters.planner import make_plan
 from converters.schedule import Budget
+from converters.source_checks import check_sources
 from converters.state_dict import convert_state_dict
 from converters.tensor_info import TensorInfo
 from converters.torch_dtypes import from_torch, to_torch
@@ -61,6 +62,8 @@ def convert(
             patch.setattr(schedule, name, size)
         patch.setattr(gather, "SLAB", 32)
         patch.setattr("converters.engine.COPY_BUFFER", 40)
+        patch.setattr("converters.source_checks.COPY_BUFFER", 40)
+        patch.setattr("converters.source_checks.CHECK_ELEMENTS", 5)
         patch.setattr("converters.made_reader.MADE_CHUNK", 7)
         assert _execute(plan, tensors, TinyBudget(512_000_000, 1)) == large
     made = {

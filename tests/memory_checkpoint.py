@@ -9,6 +9,7 @@ from typing import Self
 
 from converters.errors import Problem
 from converters.sharding import Shard
+from converters.storage.base import OpenFile
 from converters.tensor_info import TensorInfo
 
 
@@ -20,6 +21,7 @@ class MemoryReader:
         self.tensors = tensors
         self.data = data
         self.file_of = dict.fromkeys(tensors, "memory")
+        self.files: dict[str, OpenFile] = {}
         self.notes: list[Problem] = []
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -63,10 +65,16 @@ class MemoryWriter:
     def finish_shard(self, shard: int) -> None:
         pass
 
+    def keep_shard(self, shard: int) -> None:
+        raise AssertionError(f"there is no shard {shard} to keep")
+
     def finish(self) -> Sequence[Path]:
         for name, written in self.written.items():
             assert all(written), f"a byte of {name} is never written"
         return []
+
+    def stop(self) -> None:
+        pass
 
     def abort(self) -> None:
         pass

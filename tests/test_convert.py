@@ -21,6 +21,7 @@ from converters.errors import (
     SpecError,
     WeightmapError,
 )
+from converters.manifest import MANIFEST
 from converters.spec_file import parse_spec
 
 TEXT = """
@@ -75,7 +76,7 @@ def test_there_and_back(source: Path, tmp_path: Path) -> None:
     found = load_file(tmp_path / "out" / "model.safetensors")
     expected = tensors()
     assert torch.equal(found["g.1.w"], expected["h.1.w"].t())
-    assert everything_in(tmp_path / "out") == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert everything_in(tmp_path / "out") == ["config.json", "model.safetensors", "tokenizer.json", MANIFEST]
     assert config_of(tmp_path / "out") == {
         "model_type": "b", "depth": 2, "size": 3, "torch_dtype": "float32", "other": "ключ",
     }  # fmt: skip
@@ -146,7 +147,7 @@ def test_a_config_may_be_given(source: Path, tmp_path: Path) -> None:
 def test_a_missing_config_is_no_matter_where_nothing_needs_it(source: Path, tmp_path: Path) -> None:
     (source / "config.json").unlink()
     converters.convert(NO_CONFIG, source, tmp_path / "out")
-    assert everything_in(tmp_path / "out") == ["model.safetensors", "tokenizer.json"]
+    assert everything_in(tmp_path / "out") == ["model.safetensors", "tokenizer.json", MANIFEST]
 
 
 def test_a_config_of_another_model(source: Path, tmp_path: Path) -> None:
@@ -159,7 +160,8 @@ def test_a_single_file(source: Path, tmp_path: Path) -> None:
     (source / "-").mkdir()
     (source / "-" / "LICENSE").write_text("of something else")
     converters.convert(SPEC, source / "model.safetensors", tmp_path / "out")
-    assert everything_in(tmp_path / "out") == ["config.json", "model.safetensors"], "its config.json counts, no more"
+    # Its config.json counts, and nothing else that lies beside it.
+    assert everything_in(tmp_path / "out") == ["config.json", "model.safetensors", MANIFEST]
 
 
 def test_what_fails_leaves_nothing(source: Path, tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import time
 import pytest
 
 from converters import schedule
-from converters.engine import check_sources, execute, materialize
+from converters.engine import execute, materialize
 from converters.errors import CheckpointError, CoverageError, OutputError
 from converters.plan import Plan
 from converters.schedule import Budget
+from converters.source_checks import check_sources
 from converters.tensor_info import DType, TensorInfo
 from tests.memory_checkpoint import MemoryReader, MemoryWriter
 from tests.planning import infos_of, plan_of

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from converters import gather, schedule
 from converters.bind import bind
-from converters.engine import check_sources, execute
+from converters.engine import execute
 from converters.plan import Plan, Source
 from converters.planner import make_plan
+from converters.source_checks import check_sources
 from converters.spec import Spec
 from converters.spec_file import parse_spec
 from converters.state_dict import convert_state_dict

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from converters.errors import CheckpointError, ConfigError
+from converters.errors import CheckpointError, ConfigError, OutputError
 from converters.side_files import SideFiles, find_side_files, read_config, write_config
 
 CARRIED = [
@@ -48,10 +48,11 @@ def test_what_is_carried_and_what_is_left(tmp_path: Path) -> None:
     assert sum(path.is_file() for path in out.rglob("*")) == len(CARRIED)
 
 
-def test_beside_a_single_file_there_is_nothing(tmp_path: Path) -> None:
+def test_beside_a_single_file_only_its_config_counts(tmp_path: Path) -> None:
     fill(tmp_path)
     file = tmp_path / "model.safetensors"
-    assert find_side_files(file, ["model.safetensors"]) == SideFiles(file)
+    expected = SideFiles(tmp_path, described=("config.json",))
+    assert find_side_files(file, ["model.safetensors"]) == expected
 
 
 def test_links_out_of_the_directory_are_not_followed(tmp_path: Path) -> None:
@@ -89,5 +90,5 @@ def test_a_config_is_written_as_transformers_does(tmp_path: Path) -> None:
     assert text.startswith('{\n  "a": {\n    "c": ')
     assert text.endswith("\n}\n")
     assert read_config(tmp_path) == {"b": [1], "a": {"d": None, "c": "ключ"}}
-    with pytest.raises(FileExistsError):
+    with pytest.raises(OutputError, match="File exists"):
         write_config(tmp_path, {})

@@ -52,20 +52,24 @@ NOTHING_FITS = 3
 def detect(*, source: Path, revision: str | None, own: tuple[str, ...], config_file: Path | None, as_json: bool) -> int:
     """Say which layout a checkpoint has, and which specs apply.
 
+    Of a LoRA adapter it says in which layout the weights are that it changes; give the base model's config by --config.
+
     Only headers and the config are read. A spec applies if the planner proves it: every tensor is used or dropped by
     name, every tensor of the output is made once. Exits with 3 if none does, and says which came nearest.
     """
     from converters.commands.finding import candidates_for, known_specs
     from converters.commands.terminal import print_json
+    from converters.side_files import read_adapter_config
     from converters.storage.locations import locate
 
     source = locate(source, revision)
     config = read_config_file(config_file) if config_file is not None else None
     found = candidates_for(source, known_specs(map(Path, own)), config=config)
+    is_adapter = read_adapter_config(source) is not None
     if as_json:
-        print_json(_as_json(source, found))
+        print_json(_as_json(source, found) | {"adapter": is_adapter})
     else:
-        click.echo("\n".join(_lines(source, found)))
+        click.echo("\n".join(_lines(source, found, is_adapter=is_adapter)))
     return 0 if found[0].proved else NOTHING_FITS
 
 
@@ -73,13 +77,13 @@ def _layouts(found: Sequence[Candidate]) -> list[str]:
     return list(dict.fromkeys(candidate.spec.source.layout for candidate in found if candidate.proved))
 
 
-def _lines(source: Path, found: Sequence[Candidate]) -> Iterator[str]:
+def _lines(source: Path, found: Sequence[Candidate], *, is_adapter: bool) -> Iterator[str]:
     from converters.commands.terminal import bold
     from converters.text import printable
 
     layouts, name = _layouts(found), printable(str(source), 1000)
     if layouts:
-        yield bold(f"{name}: {printable(' or '.join(layouts), 1000)}")
+        yield bold(f"{name}: {'a LoRA adapter of ' if is_adapter else ''}{printable(' or '.join(layouts), 1000)}")
         for candidate in found:
             if candidate.proved:
                 yield from _candidate_lines(source, candidate)
@@ -90,7 +94,7 @@ def _lines(source: Path, found: Sequence[Candidate]) -> Iterator[str]:
         for candidate in near:
             yield from _candidate_lines(source, candidate)
         return
-    yield bold(f"{name}: no spec fits")
+    yield bold(f"{name}: {'a LoRA adapter, and ' if is_adapter else ''}no spec fits")
     yield ""
     yield f"The nearest layout is {printable(found[0].spec.source.layout)}:"
     yield from _candidate_lines(source, found[0])

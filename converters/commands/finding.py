@@ -10,13 +10,15 @@ from typing import Any
 
 import click
 
+from converters.adapters.keys import base_key
 from converters.convert import Options, prepare
 from converters.detect import Candidate, Seen, alike, both_ways, detect
 from converters.errors import CheckpointError, CoverageError, Problem, WeightmapError
 from converters.library import load_spec, shipped_specs
-from converters.side_files import read_config
+from converters.side_files import PLAIN, read_adapter_config, read_config
 from converters.spec import Side, Spec
 from converters.storage.parts import open_side
+from converters.tensor_info import TensorInfo
 from converters.text import printable
 
 _PROBLEMS_SHOWN = 5
@@ -65,10 +67,11 @@ class _Looking:
     def __init__(self, source: Path, config: Mapping[str, Any] | None, dims: Mapping[str, int] | None) -> None:
         self.source = source
         self.options = Options(config=config, dims=dims)
+        self.is_adapter = read_adapter_config(source) is not None
         self.seen: dict[tuple[object, ...], Seen] = {}
 
     def look(self, side: Side) -> Seen:
-        arrangement = (side.files, side.file)
+        arrangement = () if self.is_adapter else (side.files, side.file)
         if arrangement not in self.seen:
             self.seen[arrangement] = self._open(side)
         seen = self.seen[arrangement]
@@ -79,12 +82,20 @@ class _Looking:
 
     def _open(self, side: Side) -> Seen:
         try:
+            if self.is_adapter:
+                return Seen(alike(self._base_weights()))
             with open_side(self.source, side) as reader:
                 files = set(reader.file_of.values())
                 named = side.file in files or any(part.label_of(file) for part in side.files for file in files)
                 return Seen(alike(reader.tensors.values()), named=named)
         except CheckpointError as error:
             return Seen(trouble=error.problems)
+
+    def _base_weights(self) -> list[TensorInfo]:
+        """What an adapter changes, by the names of its base model, in whose layout its keys are written."""
+        with open_side(self.source, PLAIN) as reader:
+            names = {base_key(name): info for name, info in reader.tensors.items()}
+        return [replace(info, name=name) for name, info in names.items()]
 
     def prove(self, spec: Spec) -> tuple[Problem, ...]:
         try:

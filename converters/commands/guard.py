@@ -34,6 +34,7 @@ Exit codes:
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNAL_BASE = 128
+_AGAIN_AFTER = 0.01
 _LONGEST_LINE = 10_000
 _MOST_SHOWN = 100
 
@@ -123,10 +124,13 @@ def _report(error: BaseException, *, as_json: bool) -> int:
         case _:
             problems, code, kind = (_unexpected(error),), 1, type(error).__name__
             show_problems(problems)
+    for note in (notes := [printable(note, _LONGEST_LINE) for note in getattr(error, "__notes__", ())]):
+        _error(note)
     if as_json:
         from converters.commands.terminal import print_json
 
-        print_json({"error": {"kind": kind, "exit_code": code, "problems": problems_json(problems)}})
+        found = {"kind": kind, "exit_code": code, "problems": problems_json(problems)}
+        print_json({"error": found | ({"notes": notes} if notes else {})})
     return code
 
 
@@ -217,14 +221,27 @@ def _signals_stop() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)  # an impatient second Ctrl-C must not stop the cleaning up
         raise Stopped(number)
 
+    def swallowed(unraisable: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised within a destructor; so the signal is sent again, to come somewhere else."""
+        if not isinstance(unraisable.exc_value, Stopped):
+            usual_hook(unraisable)
+            return
+        for number in taken:
+            signal.signal(number, stop)
+        again = threading.Timer(_AGAIN_AFTER, os.kill, (os.getpid(), unraisable.exc_value.number))
+        again.daemon = True
+        again.start()
+
     # One that is ignored stays ignored: nohup does that, and shells do it for what runs in the background.
     usual = (signal.SIG_DFL, signal.default_int_handler)
     taken = {number: handler for number in _STOPPING if (handler := signal.getsignal(number)) in usual}
+    usual_hook, sys.unraisablehook = sys.unraisablehook, swallowed
     for number in taken:
         signal.signal(number, stop)
     try:
         yield
     finally:
+        sys.unraisablehook = usual_hook
         for number, handler in taken.items():
             signal.signal(number, handler)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from converters.collector import paused
 from converters.commands.options import (
     CONTEXT_SETTINGS,
     checkpoint_argument,
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from converters.tensor_info import TensorInfo
 
 _FILES_SHOWN = 4
+_VALUES_SHOWN = 8
+"""Values of a config that doesn't name its model."""
 
 
 @click.command(context_settings=dict(CONTEXT_SETTINGS))
@@ -29,6 +33,7 @@ _FILES_SHOWN = 4
 @click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Show only so many levels of the tree.")
 @json_option
 @debug_option
+@paused()
 def inspect(*, path: Path, revision: str | None, depth: int | None, as_json: bool) -> None:
     """Show what is in a checkpoint.
 
@@ -45,26 +50,47 @@ def inspect(*, path: Path, revision: str | None, depth: int | None, as_json: boo
     path = locate(path, revision)
     with open_checkpoint(path) as reader:
         root = build_key_tree(reader.tensors.values())
-        config, trouble = _config_of(path)
+        config_file, config, trouble = _config_of(path)
         if as_json:
-            print_json(_as_json(reader, root if depth is None else _cut(root, depth), config, trouble))
+            print_json(_as_json(reader, root if depth is None else _cut(root, depth), config_file, config, trouble))
             return
-        lines = [bold(printable(str(path))), *labelled(_pairs(reader, config))]
+        lines = [bold(printable(str(path))), *labelled([*_model(config_file, config, trouble), *_pairs(reader)])]
         lines += ["", *(f"  {line}" for line in render_key_tree(root if depth is None else _cut(root, depth)))]
         click.echo("\n".join(lines))
         for note in (*map(str, reader.notes), *trouble):
             warn(note.replace("\n    ", " "))
 
 
-def _config_of(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The config.json beside the weights, or what is wrong with it: no reason not to show the weights."""
+def _config_of(path: Path) -> tuple[str, dict[str, Any] | None, list[str]]:
+    """The config beside the weights and its name, or what is wrong with it: no reason not to show the weights."""
     from converters.errors import WeightmapError
     from converters.side_files import read_config
+    from converters.spec import CONFIG_FILE
 
+    root = path if path.is_dir() else path.parent
+    name = CONFIG_FILE
     try:
-        return (read_config(path) if path.is_dir() else read_config(path.parent)), []
+        if not (root / name).exists():
+            name = next((other for other in _other_names(root) if (root / other).exists()), CONFIG_FILE)
+        return name, read_config(root / name if name != CONFIG_FILE else root), []
     except WeightmapError as error:
-        return None, [str(error)]
+        return name, None, [str(error)]
+
+
+def _other_names(root: Path) -> list[str]:
+    """What else a config may be called: as PEFT does, or as a layout of the shipped specs does."""
+    from converters.adapters import ADAPTER_CONFIG
+    from converters.commands.finding import known_specs
+    from converters.config_file import CONFIG_SUFFIXES
+    from converters.storage.safetensors_index import is_index
+
+    texts = {entry.name for entry in root.iterdir() if entry.suffix in CONFIG_SUFFIXES and not is_index(entry.name)}
+    if ADAPTER_CONFIG in texts:
+        return [ADAPTER_CONFIG]
+    if not texts:
+        return []
+    sides = [side for spec in known_specs() for side in (spec.source, spec.target)]
+    return sorted({side.config_file for side in sides} & texts)
 
 
 def _cut(node: KeyNode, depth: int) -> KeyNode:
@@ -74,43 +100,45 @@ def _cut(node: KeyNode, depth: int) -> KeyNode:
     return replace(node, children=tuple(_cut(child, depth - 1) for child in node.children) if depth else ())
 
 
-def _pairs(reader: CheckpointReader, config: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _pairs(reader: CheckpointReader) -> list[tuple[str, str]]:
     from converters.commands.terminal import counted
     from converters.text import format_nbytes, printable
 
     infos = reader.tensors.values()
     elements = sum(info.size for info in infos)
-    total = f"{counted(len(infos), 'tensor')}, {counted(elements, 'parameter')}, {_nbytes(reader)}"
     dtypes = _dtypes(reader)
+    nbytes = format_nbytes(sum(nbytes for _, nbytes in dtypes.values()))
+    total = f"{counted(len(infos), 'tensor')}, {counted(elements, 'parameter')}, {nbytes}"
     mix = ", ".join(
         label if len(dtypes) == 1 else f"{label} in {counted(count, 'tensor')} ({format_nbytes(nbytes)})"
         for label, (count, nbytes) in dtypes.items()
     )
-    sizes = [
-        f"{printable(name)} ({format_nbytes(sum(info.nbytes for info in held))})"
-        for name, held in _by_file(reader).items()
-    ]
-    files = ", ".join(sizes) if len(sizes) <= _FILES_SHOWN else f"{len(sizes)} files: {sizes[0]} to {sizes[-1]}"
-    metadata = ", ".join(f"{printable(key, 60)}: {printable(value, 100)}" for key, value in _metadata(reader).items())
-    return [("model", _model(config)), ("holds", total), ("dtypes", mix), ("files", files), ("metadata", metadata)]
+    by_file = _by_file(reader)
+    shown = [*by_file] if len(by_file) <= _FILES_SHOWN else [next(iter(by_file)), next(reversed(by_file))]
+    sizes = [f"{printable(name)} ({format_nbytes(sum(info.nbytes for info in by_file[name]))})" for name in shown]
+    files = ", ".join(sizes) if len(by_file) <= _FILES_SHOWN else f"{len(by_file)} files: {sizes[0]} to {sizes[-1]}"
+    texts = _metadata(reader, by_file)
+    metadata = ", ".join(f"{printable(key, 60)}: {printable(value, 100)}" for key, value in texts.items())
+    return [("holds", total), ("dtypes", mix), ("files", files), ("metadata", metadata)]
 
 
-def _model(config: dict[str, Any] | None) -> str:
-    """What config.json says the weights are for."""
+def _model(config_file: str, config: dict[str, Any] | None, trouble: list[str]) -> list[tuple[str, str]]:
+    """What the config says the weights are for; where it has no name for that, the first of what it does say."""
     from converters.text import printable
 
     if config is None:
-        return "unknown, there is no config.json"
+        return [
+            ("model", f"unknown, {config_file} can't be read" if trouble else f"unknown, there is no {config_file}")
+        ]
     said = [str(config["model_type"])] if isinstance(config.get("model_type"), str) else []
     classes = config.get("architectures")
     said += [str(name) for name in classes] if isinstance(classes, list) else []
-    return printable(", ".join(said), 200) or "config.json doesn't say"
-
-
-def _nbytes(reader: CheckpointReader) -> str:
-    from converters.text import format_nbytes
-
-    return format_nbytes(sum(info.nbytes for info in reader.tensors.values()))
+    if said:
+        return [("model", printable(", ".join(said), 200))]
+    values = [(key, value) for key, value in config.items() if isinstance(value, str | int | float)]
+    text = ", ".join(f"{printable(str(key), 40)}: {printable(str(value), 60)}" for key, value in values[:_VALUES_SHOWN])
+    more = f" and {len(config) - _VALUES_SHOWN} more" if len(config) > _VALUES_SHOWN else ""
+    return [("model", f"{config_file} doesn't say"), ("config", f"{text}{more}")]
 
 
 def _dtypes(reader: CheckpointReader) -> dict[str, tuple[int, int]]:
@@ -124,7 +152,10 @@ def _dtypes(reader: CheckpointReader) -> dict[str, tuple[int, int]]:
 
 def _by_file(reader: CheckpointReader) -> dict[str, list[TensorInfo]]:
     """The tensors of each file."""
-    held: dict[str, list[TensorInfo]] = {name: [] for name in getattr(reader, "headers", {})}
+    headers = getattr(reader, "headers", {})
+    if headers:
+        return {name: [*header.tensors.values()] for name, header in headers.items()}
+    held: dict[str, list[TensorInfo]] = {}
     for name, info in reader.tensors.items():
         held.setdefault(reader.file_of[name], []).append(info)
     return held
@@ -136,16 +167,16 @@ def _metadata_of(reader: CheckpointReader, filename: str) -> dict[str, str]:
     return dict(header.metadata) if header is not None else {}
 
 
-def _metadata(reader: CheckpointReader) -> dict[str, str]:
+def _metadata(reader: CheckpointReader, filenames: Iterable[str]) -> dict[str, str]:
     """The metadata of all files together; the first one to say something is right."""
     found: dict[str, str] = {}
-    for filename in _by_file(reader):
+    for filename in filenames:
         found = {**_metadata_of(reader, filename), **found}
     return found
 
 
 def _as_json(
-    reader: CheckpointReader, root: KeyNode, config: dict[str, Any] | None, trouble: list[str]
+    reader: CheckpointReader, root: KeyNode, config_file: str, config: dict[str, Any] | None, trouble: list[str]
 ) -> dict[str, Any]:
     infos = reader.tensors.values()
     return {
@@ -154,6 +185,7 @@ def _as_json(
         "parameters": sum(info.size for info in infos),
         "nbytes": sum(info.nbytes for info in infos),
         "dtypes": {label: {"tensors": count, "nbytes": nbytes} for label, (count, nbytes) in _dtypes(reader).items()},
+        "config_file": None if config is None else config_file,
         "model_type": (config or {}).get("model_type"),
         "architectures": (config or {}).get("architectures"),
         "files": [

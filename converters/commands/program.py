@@ -30,8 +30,12 @@ _COMMANDS = {
     "verify": _Entry(
         "converters.commands.verify", "Prove that TARGET is what the spec makes of SOURCE, or find where it isn't."
     ),
+    "verify-files": _Entry(
+        "converters.commands.verify_files", "Check that a directory is still what `weightmap convert` published."
+    ),
     "inspect": _Entry("converters.commands.inspect", "Show what is in a checkpoint."),
     "detect": _Entry("converters.commands.detect", "Say which layout a checkpoint has, and which specs apply."),
+    "clean": _Entry("converters.commands.clean", "Show what killed runs left beside outputs, and remove it."),
     "specs": _Entry("converters.commands.specs", "List, show, check and invert mapping specs."),
     "completion": _Entry("converters.commands.completion", "Print the shell completion script."),
 }
@@ -48,7 +52,7 @@ class LazyGroup(click.Group):
         """Import a command; None where there is none of this name."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        command = getattr(importlib.import_module(_COMMANDS[cmd_name].module), cmd_name)
+        command = getattr(importlib.import_module(_COMMANDS[cmd_name].module), cmd_name.replace("-", "_"))
         if not isinstance(command, click.Command):
             raise TypeError(f"{cmd_name} in {_COMMANDS[cmd_name].module} is no command")
         return command

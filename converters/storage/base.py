@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from converters.digests import DEFAULT_ALGORITHM
 from converters.errors import Problem
+from converters.storage.file_digests import FileDigests
 from converters.tensor_info import TensorInfo
 
 
@@ -35,6 +38,53 @@ class FileHeader(Protocol):
         ...
 
 
+class OpenFile(Protocol):
+    """A file that is open for reading, wherever it is."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size when it was opened."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """What tells it from its replacement, or from a changed version of itself: inode and times, or an ETag."""
+        ...
+
+    @property
+    def is_local(self) -> bool:
+        """Whether reading it costs no transfer."""
+        ...
+
+    def read_into(self, position: int, buffer: memoryview) -> None:
+        """Fill a buffer of bytes from `position` on; safe to call from several threads."""
+        ...
+
+    def change(self) -> str | None:
+        """What happened to the file since it was opened; None if nothing did."""
+        ...
+
+    def close(self) -> None:
+        """Close it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """How a checkpoint is written, whatever its format.
+
+    Attributes:
+        sync: whether each file is flushed to the disk; without it a power cut after success can lose the output.
+        digest: the algorithm of the digests of files and tensors, for which each file is read back; None for none.
+    """
+
+    sync: bool = True
+    digest: str | None = DEFAULT_ALGORITHM
+
+
+DEFAULT_WRITE_OPTIONS = WriteOptions()
+
+
 class CheckpointReader(Protocol):
     """An opened checkpoint: headers are read and checked on opening, tensor data only by `read_into`."""
 
@@ -51,6 +101,11 @@ class CheckpointReader(Protocol):
     @property
     def file_of(self) -> Mapping[str, str]:
         """For each tensor, the name of the file (relative to `path`'s directory) that holds it."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, OpenFile]:
+        """The open files that hold tensors or say where they are, by name as in `file_of`."""
         ...
 
     @property
@@ -108,12 +163,24 @@ class CheckpointWriter(Protocol):
         """Create the shard's file and write its header; call before any `write_from` into it."""
         ...
 
-    def finish_shard(self, shard: int) -> None:
-        """Flush the shard to disk (fsync) and close it; call once all of its tensors are written."""
+    def finish_shard(self, shard: int) -> FileDigests | None:
+        """Flush the shard to disk (fsync) and close it; call once all of its tensors are written.
+
+        Returns:
+            What the file holds, if digests are wanted.
+        """
+        ...
+
+    def keep_shard(self, shard: int) -> None:
+        """Take a shard that is there already for finished, instead of writing it."""
         ...
 
     def finish(self) -> Sequence[Path]:
         """Write the index, if there is one, check that it agrees with the headers as written; return all files."""
+        ...
+
+    def stop(self) -> None:
+        """Let what runs end early, with an error; `abort` follows once it has."""
         ...
 
     def abort(self) -> None:

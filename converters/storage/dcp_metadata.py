@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from converters.errors import CheckpointError, Problem
 from converters.storage.dcp_chunks import Chunk, tiling_fault
+from converters.storage.formats import DISTRIBUTED
 from converters.storage.safetensors_extents import MAX_RANK, MAX_REPORTED, is_addressable
 from converters.storage.safetensors_index import filename_fault
 from converters.storage.torch_descriptions import Global, Other, PickleFault, Record, Storage, Tensor, TorchDType
@@ -21,11 +22,6 @@ from converters.storage.torch_pickle import read_pickle
 from converters.storage.torch_state_dict import StateDictFault, find_state_dict
 from converters.tensor_info import DType, TensorInfo, parse_dtype
 from converters.text import printable
-
-METADATA: Final = ".metadata"
-"""The file that makes a directory a distributed checkpoint."""
-
-SUFFIX: Final = ".distcp"
 
 MAX_METADATA_NBYTES: Final = 100_000_000
 """Largest `.metadata` that is read, in bytes."""
@@ -226,7 +222,7 @@ class _Parser:
             raise _Fault(f"its chunks were changed on their way to the disk ({what}), which is not supported")
         if not isinstance(filename, str):
             raise _Fault("the name of the file of a chunk is no text")
-        if fault := filename_fault(filename, SUFFIX):
+        if fault := filename_fault(filename, DISTRIBUTED):
             raise _Fault(f"the file '{printable(filename)}' of a chunk {fault}")
         if type(start) is not int or type(nbytes) is not int or start < 0 or nbytes < 0:
             raise _Fault(f"its chunk at {list(chunk.offsets)} has no place in {printable(filename)}")

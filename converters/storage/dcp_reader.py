@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from converters.errors import CheckpointError, Problem
-from converters.storage.base import Closing
 from converters.storage.dcp_chunks import Chunk
 from converters.storage.dcp_metadata import DcpMetadata, StoredChunk
-from converters.storage.open_files import OpenFiles, byte_view
+from converters.storage.open_files import OpenFiles, ReadsFiles, byte_view
 from converters.storage.safetensors_extents import MAX_REPORTED
 from converters.storage.safetensors_reader import check_range
 from converters.storage.strided_reads import StridedReads
@@ -58,7 +57,7 @@ class _Part:
     strides: tuple[int, ...] | None
 
 
-class DcpReader(Closing):
+class DcpReader(ReadsFiles):
     """Reads a distributed checkpoint, whose chunks it has found and checked on opening.
 
     Attributes:
@@ -128,10 +127,6 @@ class DcpReader(Closing):
         self._files.check_unchanged()
         for contents in self._contents.values():
             contents.check()
-
-    def close(self) -> None:
-        """Close all files; reading is an error from now on."""
-        self._files.close()
 
     def _read_part(
         self, part: _Part, shape: tuple[int, ...], span: tuple[int, int], data: memoryview, offset: int

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from converters.errors import CheckpointError, OutputError, Problem
 from converters.sharding import Shard
-from converters.storage.base import FileHeader
-from converters.storage.dcp_metadata import METADATA, parse_metadata
+from converters.storage.base import DEFAULT_WRITE_OPTIONS, FileHeader, WriteOptions
+from converters.storage.dcp_metadata import parse_metadata
 from converters.storage.dcp_metadata_writer import StoredTensor, write_metadata
 from converters.storage.dcp_reader import DcpReader
 from converters.storage.files import write_new_file
+from converters.storage.formats import METADATA
 from converters.storage.shard_writer import Pieces, ShardWriter
 from converters.storage.torch_layout import TorchLayout
 from converters.storage.torch_pickle_writer import write_tensor_pickle
@@ -21,18 +22,21 @@ from converters.text import printable
 class DcpWriter(ShardWriter):
     """Writes a distributed checkpoint: each shard is a `.distcp` file, each tensor one chunk in it."""
 
-    def __init__(self, directory: Path, shards: Sequence[Shard]) -> None:
+    def __init__(
+        self, directory: Path, shards: Sequence[Shard], *, options: WriteOptions = DEFAULT_WRITE_OPTIONS
+    ) -> None:
         """Lay out all shards; nothing is written yet.
 
         Args:
             directory: where the files go.
             shards: the files, as `split_into_shards` gives them.
+            options: whether to flush, and which digests to make.
 
         Raises:
             OutputError: there are no shards, torch has no such dtype, or two shards have a tensor or name in common.
         """
         self._places = [_Layout(shard) for shard in shards]
-        super().__init__(directory, shards, self._places, METADATA)
+        super().__init__(directory, shards, self._places, METADATA, options)
 
     def finish(self) -> Sequence[Path]:
         """Write `.metadata`; read everything again, and compare it with the plan.
@@ -44,7 +48,7 @@ class DcpWriter(ShardWriter):
         path = self._directory / METADATA
         stored = [each for layout in self._places for each in layout.stored]
         content = write_metadata(stored)
-        write_new_file(path, content)
+        write_new_file(path, content, sync=self._options.sync)
         where = printable(str(path))
         try:
             metadata = parse_metadata(content, where)

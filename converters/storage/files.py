@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import NoReturn, Self, cast
 
 from converters.errors import CheckpointError, OutputError
 from converters.storage.remote_file import RemoteFile
@@ -18,6 +20,12 @@ from converters.text import printable
 # O_NONBLOCK: opening a pipe without a writer would hang forever. O_NOFOLLOW: callers resolve links by their own rules.
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# Of sync_file_range.
+_WAIT_BEFORE = 1
+_WRITE = 2
+_LOST_WRITES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 _READ_HINTS = {
     errno.EACCES: "Check its permissions.",
@@ -65,7 +73,11 @@ def open_for_reading(path: Path, where: str) -> tuple[int, FileIdentity]:
         descriptor = os.open(path, _READ_FLAGS)
     except OSError as error:
         raise_unreadable(error, where)
-    status = os.fstat(descriptor)
+    try:
+        status = os.fstat(descriptor)
+    except OSError as error:
+        close_quietly(descriptor)
+        raise_unreadable(error, where)
     if not stat.S_ISREG(status.st_mode):
         close_quietly(descriptor)
         raise CheckpointError(f"expected a regular file, this is {_kind(status.st_mode)}", where)
@@ -84,11 +96,7 @@ def read_exactly(descriptor: int, buffer: memoryview, position: int, where: str)
         except OSError as error:
             raise_unreadable(error, where)
         if count == 0:
-            raise CheckpointError(
-                f"the file was truncated while it was read: {buffer.nbytes:,} bytes are missing at byte {position:,}",
-                where,
-                "Something else writes to this file; wait until it is done, then start again.",
-            )
+            raise_truncated(buffer.nbytes, position, where)
         position += count
         buffer = buffer[count:]
 
@@ -138,6 +146,48 @@ def create_file(path: Path) -> int:
         raise_unwritable(error, path)
 
 
+def set_size(descriptor: int, nbytes: int, path: Path) -> None:
+    """Give a new file its size.
+
+    Raises:
+        OutputError: it can't be so long.
+    """
+    try:
+        os.ftruncate(descriptor, nbytes)
+    except OSError as error:
+        raise_unwritable(error, path)
+
+
+def allocate(descriptor: int, nbytes: int, path: Path) -> None:
+    """Give a file its place on the disk, where the file system can do that beforehand.
+
+    Writing into it takes a third less processor time then (on ext4), and a full disk is noticed before that.
+
+    Raises:
+        OutputError: there is no room for it.
+    """
+    if (function := _fallocate()) is None or function(descriptor, 0, 0, nbytes) == 0:
+        return
+    import ctypes
+
+    code = ctypes.get_errno()
+    if code in _NO_ROOM:
+        raise_unwritable(OSError(code, os.strerror(code)), path)
+
+
+@cache
+def _fallocate() -> Callable[[int, int, int, int], int] | None:
+    """The system's own: posix_fallocate writes to every block where the file system can't do it."""
+    import ctypes
+
+    try:
+        function = ctypes.CDLL(None, use_errno=True).fallocate
+    except AttributeError:
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return cast("Callable[[int, int, int, int], int]", function)
+
+
 def write_exactly(descriptor: int, data: memoryview, position: int, path: Path) -> None:
     """Write all of a buffer of bytes at `position` of a file.
 
@@ -155,8 +205,39 @@ def write_exactly(descriptor: int, data: memoryview, position: int, path: Path) 
         data = data[count:]
 
 
-def sync_and_close(descriptor: int, path: Path) -> None:
-    """Flush a file to the disk and close it, whatever happens.
+def start_writeback(descriptor: int, path: Path) -> None:
+    """Let the disk begin with what was written to a file, once it is done with what it was given by the last such call.
+
+    So it is never idle, and never far behind. It is a hint, and no substitute for flushing; where the system knows no
+    such call, nothing happens.
+
+    Raises:
+        OutputError: what was written before is lost. The kernel says so once for a descriptor, so flushing it after
+            that would be no error any more.
+    """
+    if (function := _sync_file_range()) is None or function(descriptor, 0, 0, _WAIT_BEFORE | _WRITE) == 0:
+        return
+    import ctypes
+
+    code = ctypes.get_errno()
+    if code in _LOST_WRITES:
+        raise_unwritable(OSError(code, os.strerror(code)), path)
+
+
+@cache
+def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
+    import ctypes
+
+    try:
+        function = ctypes.CDLL(None, use_errno=True).sync_file_range
+    except AttributeError:
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return cast("Callable[[int, int, int, int], int]", function)
+
+
+def sync_and_close(descriptor: int, path: Path, *, sync: bool = True) -> None:
+    """Flush a file to the disk, unless that isn't wanted, and close it, whatever happens.
 
     Never call it again for the same file after an error: the kernel reports a lost write once, and then forgets it.
 
@@ -165,14 +246,15 @@ def sync_and_close(descriptor: int, path: Path) -> None:
     """
     try:
         try:
-            os.fsync(descriptor)
+            if sync:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise_unwritable(error, path)
 
 
-def write_new_file(path: Path, content: bytes) -> None:
+def write_new_file(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Create a file, write it whole and flush it to the disk.
 
     Raises:
@@ -184,7 +266,19 @@ def write_new_file(path: Path, content: bytes) -> None:
     except BaseException:
         close_quietly(descriptor)
         raise
-    sync_and_close(descriptor, path)
+    sync_and_close(descriptor, path, sync=sync)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory with its parents, if it isn't there.
+
+    Raises:
+        OutputError: it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise_unwritable(error, path)
 
 
 def close_quietly(descriptor: int) -> None:
@@ -198,6 +292,15 @@ def raise_unreadable(error: OSError, where: str) -> NoReturn:
     raise CheckpointError(
         f"can't be read: {error.strerror or error}", where, _READ_HINTS.get(error.errno or 0)
     ) from error
+
+
+def raise_truncated(missing_nbytes: int, position: int, where: str) -> NoReturn:
+    """Say that a file ends at a byte, and before what it held when it was opened."""
+    raise CheckpointError(
+        f"the file was truncated while it was read: {missing_nbytes:,} bytes are missing at byte {position:,}",
+        where,
+        "Something else writes to this file; wait until it is done, then start again.",
+    )
 
 
 def raise_unwritable(error: OSError, path: Path) -> NoReturn:

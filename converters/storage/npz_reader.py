@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 from converters.errors import CheckpointError, Problem
-from converters.storage.base import Closing
 from converters.storage.npy_header import (
     MAX_HEADER_NBYTES,
     PREFIX_NBYTES,
@@ -19,7 +18,7 @@ from converters.storage.npy_header import (
     header_nbytes,
     parse_npy_header,
 )
-from converters.storage.open_files import OpenFiles, byte_view
+from converters.storage.open_files import OpenFiles, ReadsFiles, byte_view
 from converters.storage.safetensors_extents import MAX_REPORTED
 from converters.storage.safetensors_reader import check_range
 from converters.storage.strided_reads import StridedReads
@@ -27,8 +26,6 @@ from converters.storage.torch_zip import Member, read_directory
 from converters.storage.zip_contents import ZipContents
 from converters.tensor_info import TensorInfo
 from converters.text import printable
-
-SUFFIX: Final = ".npz"
 
 _ARRAY_SUFFIX: Final = ".npy"
 _LISTED: Final = 5
@@ -40,7 +37,7 @@ class _Array:
     header: NpyHeader
 
 
-class NpzReader(Closing):
+class NpzReader(ReadsFiles):
     """Reads the arrays of an `.npz` file; each is a tensor under its own name.
 
     An array that is stored as it is, is read where it lies. One that is compressed is inflated once, into a temporary

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from converters.errors import CheckpointError, Problem
+from converters.storage.base import CheckpointReader, Closing, OpenFile
+from converters.storage.file_map import FileMap
 from converters.storage.files import FileIdentity, close_quietly, open_for_reading, read_exactly
 from converters.storage.remote_file import RemoteFile
 from converters.storage.remote_path import RemotePath
@@ -15,44 +17,50 @@ from converters.tensor_info import TensorInfo
 from converters.text import printable
 
 
-class OpenFile(Protocol):
-    """A file that is open for reading, wherever it is."""
-
-    @property
-    def nbytes(self) -> int:
-        """Its size when it was opened."""
-        ...
-
-    def read_into(self, position: int, buffer: memoryview) -> None:
-        """Fill a buffer of bytes from `position` on; safe to call from several threads."""
-        ...
-
-    def change(self) -> str | None:
-        """What happened to the file since it was opened; None if nothing did."""
-        ...
-
-    def close(self) -> None:
-        """Close it."""
-        ...
-
-
 class LocalFile:
-    """A file on a disk, read through one descriptor."""
+    """A file on a disk, read through one descriptor, or through a map if that was asked for."""
 
     def __init__(self, path: Path, where: str) -> None:
         """Open it; `path` must not be a symbolic link, and `where` is how errors name it."""
         self._path, self._where = path, where
-        self._descriptor, self._identity = open_for_reading(path, where)
+        self.descriptor, self._identity = open_for_reading(path, where)
         self.nbytes = self._identity.nbytes
+        self._map: FileMap | None = None
+
+    def map(self) -> None:
+        """Read it through a map from now on.
+
+        Raises:
+            CheckpointError: its file system can't do that.
+        """
+        if self._map is None and self.nbytes:
+            self._map = FileMap(self.descriptor, self.nbytes, self._where)
+
+    @property
+    def identity(self) -> str:
+        """See `OpenFile`."""
+        known = self._identity
+        return f"{known.nbytes} bytes, changed at {known.mtime_ns} ns, inode {known.inode} of device {known.device}"
+
+    @property
+    def is_local(self) -> bool:
+        """See `OpenFile`."""
+        return True
 
     def read_into(self, position: int, buffer: memoryview) -> None:
         """See `OpenFile`."""
-        read_exactly(self._descriptor, buffer, position, self._where)
+        if self._map is not None:
+            self._map.read_into(position, buffer)
+        else:
+            read_exactly(self.descriptor, buffer, position, self._where)
 
     def change(self) -> str | None:
         """See `OpenFile`."""
-        if FileIdentity.of(os.fstat(self._descriptor)) != self._identity:
-            return "the file was changed while it was read"
+        try:
+            if FileIdentity.of(os.fstat(self.descriptor)) != self._identity:
+                return "the file was changed while it was read"
+        except OSError as error:
+            return f"nobody can tell whether the file was changed while it was read: {error.strerror}"
         try:
             replaced = FileIdentity.of(self._path.stat()) != self._identity
         except OSError:
@@ -61,7 +69,10 @@ class LocalFile:
 
     def close(self) -> None:
         """See `OpenFile`."""
-        close_quietly(self._descriptor)
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        close_quietly(self.descriptor)
 
 
 def open_file_at(path: Path, where: str) -> OpenFile:
@@ -77,10 +88,26 @@ def open_file_at(path: Path, where: str) -> OpenFile:
     return RemoteFile(path, where) if isinstance(path, RemotePath) else LocalFile(path, where)
 
 
+READING = ("auto", "read", "mmap")
+"""How the files of a source can be read: by calls, or through a map. `auto` is by calls, wherever the files are."""
+
+
+def choose_reading(reader: CheckpointReader, how: str) -> None:
+    """Read a checkpoint's files in one of the ways of `READING`; what lies in a store is never mapped.
+
+    Raises:
+        CheckpointError: a file can't be mapped.
+    """
+    for file in reader.files.values() if how == "mmap" else ():
+        if isinstance(file, LocalFile):
+            file.map()
+
+
 class OpenFiles:
     """Opens files by name, keeps them open, and reads ranges of bytes.
 
-    It never maps a file into memory: truncation under a map kills the process, and replaced bytes would show through.
+    It maps no file into memory unless asked to (`choose_reading`): truncation under a map kills the process, and
+    replaced bytes would show through.
     """
 
     def __init__(self, directory: Path, paths: Mapping[str, Path]) -> None:
@@ -142,6 +169,11 @@ class OpenFiles:
         while self._files:
             self._files.popitem()[1].close()
 
+    @property
+    def by_name(self) -> Mapping[str, OpenFile]:
+        """The files that are open."""
+        return self._files
+
     def where(self, filename: str) -> str:
         """How messages name a file."""
         return self._names[filename]
@@ -151,6 +183,21 @@ class OpenFiles:
         if file is None:
             raise ValueError(f"{self.where(filename)} is closed")
         return file
+
+
+class ReadsFiles(Closing):
+    """What the readers of all formats have in common: files that stay open until they are closed."""
+
+    _files: OpenFiles
+
+    @property
+    def files(self) -> Mapping[str, OpenFile]:
+        """See `CheckpointReader`."""
+        return self._files.by_name
+
+    def close(self) -> None:
+        """Close all files; reading is an error from now on."""
+        self._files.close()
 
 
 def byte_view(buffer: memoryview) -> memoryview:
@@ -192,6 +239,10 @@ def open_each(
             problems.extend(error.problems)
             continue
         headers[filename] = header
+        if tensors.keys().isdisjoint(header.tensors):
+            tensors.update(header.tensors)
+            file_of.update(dict.fromkeys(header.tensors, filename))
+            continue
         for name, info in header.tensors.items():
             other = file_of.setdefault(name, filename)
             if other is not filename:

@@ -11,8 +11,10 @@ from converters.errors import CheckpointError, Problem
 from converters.parts import SEPARATOR, Part, split_key
 from converters.sharding import DEFAULT_SUFFIX, Shard
 from converters.spec import Side
-from converters.storage.base import CheckpointReader, CheckpointWriter, Closing
+from converters.storage.base import CheckpointReader, CheckpointWriter, Closing, OpenFile, WriteOptions
 from converters.storage.checkpoint import open_checkpoint
+from converters.storage.file_digests import FileDigests
+from converters.storage.reflink import Place, SharingWriter
 from converters.tensor_info import TensorInfo
 from converters.text import printable
 
@@ -100,9 +102,11 @@ class PartsReader(Closing):
         self.notes = (*notes, *(note for reader in readers.values() for note in reader.notes))
         self.tensors: dict[str, TensorInfo] = {}
         self.file_of: dict[str, str] = {}
+        self.files: dict[str, OpenFile] = {}
         for label, reader in readers.items():
             root = reader.path if reader.path.is_dir() else reader.path.parent
             folder = root.relative_to(path) if path.is_dir() else Path()
+            self.files.update({(folder / name).as_posix(): file for name, file in reader.files.items()})
             for name, info in reader.tensors.items():
                 key = f"{label}{SEPARATOR}{name}"
                 self.tensors[key] = replace(info, name=key)
@@ -128,8 +132,13 @@ class PartsWriter:
     """Writes each part with a writer of its own; `shards` are those of all parts."""
 
     def __init__(
-        self, directory: Path, shards: Sequence[Shard], open_writer: Callable[[Path, Sequence[Shard]], CheckpointWriter]
+        self,
+        directory: Path,
+        shards: Sequence[Shard],
+        open_writer: Callable[[Path, Sequence[Shard], WriteOptions], CheckpointWriter],
+        options: WriteOptions,
     ) -> None:
+        self._filenames = [shard.filename for shard in shards]
         self._writers: dict[str, CheckpointWriter] = {}
         self._place: list[tuple[str, int]] = []
         by_part: dict[str, list[Shard]] = {}
@@ -137,12 +146,12 @@ class PartsWriter:
             own = by_part.setdefault(shard.part, [])
             self._place.append((shard.part, len(own)))
             tensors = tuple(replace(info, name=split_key(info.name)[1]) for info in shard.tensors)
-            own.append(Shard(PurePosixPath(shard.filename).name, tensors))
+            own.append(replace(shard, filename=PurePosixPath(shard.filename).name, tensors=tensors, part=""))
             (directory / shard.filename).parent.mkdir(parents=True, exist_ok=True)
         for shard in shards:
             if shard.part not in self._writers:
                 folder = (directory / shard.filename).parent
-                self._writers[shard.part] = open_writer(folder, by_part[shard.part])
+                self._writers[shard.part] = open_writer(folder, by_part[shard.part], options)
 
     def start_shard(self, shard: int) -> None:
         """See `CheckpointWriter`."""
@@ -154,14 +163,34 @@ class PartsWriter:
         part, inner = split_key(name)
         self._writers[part].write_from(inner, offset, data)
 
-    def finish_shard(self, shard: int) -> None:
+    def share_from(self, name: str, offset: int, nbytes: int, source: Place) -> tuple[int, int]:
+        """See `SharingWriter`."""
+        part, inner = split_key(name)
+        writer = self._writers[part]
+        return writer.share_from(inner, offset, nbytes, source) if isinstance(writer, SharingWriter) else (0, 0)
+
+    def finish_shard(self, shard: int) -> FileDigests | None:
         """See `CheckpointWriter`."""
         part, number = self._place[shard]
-        self._writers[part].finish_shard(number)
+        found = self._writers[part].finish_shard(number)
+        if found is None:
+            return None
+        tensors = (replace(extent, name=f"{part}{SEPARATOR}{extent.name}") for extent in found.tensors)
+        return replace(found, file=self._filenames[shard], tensors=tuple(tensors))
+
+    def keep_shard(self, shard: int) -> None:
+        """See `CheckpointWriter`."""
+        part, number = self._place[shard]
+        self._writers[part].keep_shard(number)
 
     def finish(self) -> Sequence[Path]:
         """See `CheckpointWriter`."""
         return [path for writer in self._writers.values() for path in writer.finish()]
+
+    def stop(self) -> None:
+        """See `CheckpointWriter`."""
+        for writer in self._writers.values():
+            writer.stop()
 
     def abort(self) -> None:
         """See `CheckpointWriter`."""

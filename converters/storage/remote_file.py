@@ -98,6 +98,17 @@ class RemoteFile:
         self._entry = found
         self.nbytes = found.nbytes
 
+    @property
+    def identity(self) -> str:
+        """What tells it from its replacement: what the store says of it."""
+        known = ", ".join(f"{what} {value}" for what, value in self._entry.identity)
+        return f"{self._entry.nbytes} bytes" + (f", {known}" if known else "")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether reading it costs no transfer."""
+        return False
+
     def read_into(self, position: int, buffer: memoryview) -> None:
         """Fill a buffer of bytes from `position` on; safe to call from several threads.
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from converters.errors import Problem
-from converters.storage.base import Closing
-from converters.storage.open_files import OpenFiles, byte_view, open_each
+from converters.storage.open_files import OpenFiles, ReadsFiles, byte_view, open_each
 from converters.storage.safetensors_header import (
     LENGTH_NBYTES,
     SafetensorsHeader,
@@ -21,7 +20,7 @@ from converters.text import printable
 _SNIFFED_NBYTES: Final = 512
 
 
-class SafetensorsReader(Closing):
+class SafetensorsReader(ReadsFiles):
     """Reads safetensors files, whose headers it has checked on opening; keeps one descriptor for each.
 
     Attributes:
@@ -76,10 +75,6 @@ class SafetensorsReader(Closing):
             CheckpointError: files were changed, replaced or removed; all of them at once.
         """
         self._files.check_unchanged()
-
-    def close(self) -> None:
-        """Close all files; reading is an error from now on."""
-        self._files.close()
 
     def _open_one(self, filename: str) -> SafetensorsHeader:
         where = self._files.where(filename)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from converters.sharding import Shard, index_filename
-from converters.storage.base import FileHeader
+from converters.storage.base import DEFAULT_WRITE_OPTIONS, FileHeader, WriteOptions
+from converters.storage.reflink import Place, Reflinks, SharedRanges
 from converters.storage.safetensors_header import PT_METADATA, build_header
-from converters.storage.safetensors_reader import SafetensorsReader
+from converters.storage.safetensors_reader import SafetensorsReader, check_range
 from converters.storage.shard_writer import Pieces, ShardWriter
 
 
@@ -22,6 +23,7 @@ class SafetensorsWriter(ShardWriter):
         *,
         index_name: str = index_filename(),
         metadata: Mapping[str, str] = PT_METADATA,
+        options: WriteOptions = DEFAULT_WRITE_OPTIONS,
     ) -> None:
         """Lay out all shards; nothing is written yet.
 
@@ -30,11 +32,29 @@ class SafetensorsWriter(ShardWriter):
             shards: the files, as `split_into_shards` gives them.
             index_name: the name of the index, which is written if there are several shards.
             metadata: the free text in each shard's header.
+            options: whether to flush, and which digests to make.
 
         Raises:
             OutputError: there are no shards, a tensor can't be stored, or two shards have a tensor or name in common.
         """
-        super().__init__(directory, shards, [_Layout(shard, metadata) for shard in shards], index_name)
+        super().__init__(directory, shards, [_Layout(shard, metadata) for shard in shards], index_name, options)
+        self._reflinks = Reflinks()
+        self._shared = [SharedRanges() for _ in shards]
+
+    def share_from(self, name: str, offset: int, nbytes: int, source: Place) -> tuple[int, int]:
+        """See `SharingWriter`; what is shared counts as written."""
+        shard, info = self._shard_of[name]
+        check_range(info, offset, nbytes)
+        position = self._layouts[shard].position(name) + offset
+        first, last = self._reflinks.share(source, (self._descriptors[shard], position), nbytes)
+        if first < last:
+            with self._lock:
+                self._unwritten[name] -= last - first
+                self._shared[shard].add(position + first, position + last, (source[0], source[1] + first))
+        return first, last
+
+    def _read(self, shard: int, descriptor: int, position: int, buffer: memoryview, where: str) -> None:
+        self._shared[shard].read_into(descriptor, position, buffer, where)
 
     def read_headers(self, files: Mapping[str, Path]) -> Mapping[str, FileHeader]:
         """Read the header of each file, by name.
@@ -48,7 +68,7 @@ class SafetensorsWriter(ShardWriter):
 
 class _Layout:
     def __init__(self, shard: Shard, metadata: Mapping[str, str]) -> None:
-        self._start, self._header = build_header(shard.tensors, metadata)
+        self._start, self._header = build_header(shard.tensors, metadata, shard.data_phase)
         self.file_nbytes = self._header.file_nbytes
 
     def position(self, name: str) -> int:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from converters.errors import CheckpointError, OutputError, Problem
 from converters.sharding import Shard
-from converters.storage.base import FileHeader
+from converters.storage.base import DEFAULT_WRITE_OPTIONS, FileHeader, WriteOptions
+from converters.storage.file_digests import Extent, FileDigests, WrittenPieces, digest_file
 from converters.storage.files import (
+    allocate,
     close_quietly,
     create_file,
-    raise_unwritable,
+    read_exactly,
+    set_size,
+    start_writeback,
     sync_and_close,
     write_exactly,
     write_new_file,
@@ -24,6 +27,12 @@ from converters.storage.safetensors_index import SafetensorsIndex, build_index, 
 from converters.storage.safetensors_reader import check_range
 from converters.tensor_info import TensorInfo
 from converters.text import printable
+
+_WRITEBACK_NBYTES: Final = 64 << 20
+"""Bytes after which the disk is set to work on a file, so that flushing it is short and a signal is heeded soon."""
+
+_ALLOCATED_NBYTES: Final = 64 << 10
+"""Bytes written at once from which on room is made for the whole file; what shares its blocks needs none."""
 
 Pieces = Iterable[tuple[int, bytes]]
 """Bytes to write, each with its position in the file."""
@@ -66,7 +75,12 @@ class ShardWriter:
     """
 
     def __init__(
-        self, directory: Path, shards: Sequence[Shard], layouts: Sequence[FileLayout], index_name: str
+        self,
+        directory: Path,
+        shards: Sequence[Shard],
+        layouts: Sequence[FileLayout],
+        index_name: str,
+        options: WriteOptions = DEFAULT_WRITE_OPTIONS,
     ) -> None:
         """Nothing is written yet.
 
@@ -75,6 +89,7 @@ class ShardWriter:
             shards: the files, as `split_into_shards` gives them.
             layouts: the layout of each of them.
             index_name: the name of the index, which is written if there are several shards.
+            options: whether to flush, and which digests to make.
 
         Raises:
             OutputError: there are no shards, or two of them have a tensor or name in common.
@@ -87,9 +102,14 @@ class ShardWriter:
         self._shards = tuple(shards)
         self._layouts = tuple(layouts)
         self._index_name = index_name
+        self._options = options
         self._shard_of = _place_tensors(self._shards)
         self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._descriptors: dict[int, int] = {}
+        self._pieces: dict[int, WrittenPieces] = {}
+        self._unflushed: dict[int, int] = {}
+        self._unallocated: set[int] = set()
         self._finished: set[int] = set()
         self._unwritten = {info.name: info.nbytes for shard in self._shards for info in shard.tensors}
 
@@ -101,18 +121,18 @@ class ShardWriter:
         """
         path = self._path(shard)
         descriptor = create_file(path)
+        pieces = WrittenPieces()
         try:
-            for position, data in self._layouts[shard].before():
-                write_exactly(descriptor, memoryview(data), position, path)
-            try:
-                os.ftruncate(descriptor, self._layouts[shard].file_nbytes)
-            except OSError as error:
-                raise_unwritable(error, path)
+            self._write_pieces(self._layouts[shard].before(), descriptor, pieces, path)
+            set_size(descriptor, self._layouts[shard].file_nbytes, path)
         except BaseException:
             close_quietly(descriptor)
             raise
         with self._lock:
             self._descriptors[shard] = descriptor
+            self._pieces[shard] = pieces
+            self._unflushed[shard] = 0
+            self._unallocated.add(shard)
 
     def write_from(self, name: str, offset: int, data: memoryview) -> None:
         """Write `data` from byte `offset` of the tensor on; safe to call from several threads.
@@ -128,13 +148,27 @@ class ShardWriter:
         if descriptor is None:
             raise ValueError(f"{self._shards[shard].filename} is not open for writing")
         layout = self._layouts[shard]
-        write_exactly(descriptor, data, layout.position(name) + offset, self._path(shard))
+        position = layout.position(name) + offset
+        if data.nbytes >= _ALLOCATED_NBYTES and shard in self._unallocated:
+            self._allocate(shard, descriptor)
+        write_exactly(descriptor, data, position, self._path(shard))
         layout.passed(name, offset, data)
+        if self._options.digest is not None:
+            self._pieces[shard].add(position, data)
         with self._lock:
             self._unwritten[name] -= data.nbytes
+            self._unflushed[shard] += data.nbytes
+            due = self._options.sync and self._unflushed[shard] >= _WRITEBACK_NBYTES
+            if due:
+                self._unflushed[shard] = 0
+        if due:
+            start_writeback(descriptor, self._path(shard))
 
-    def finish_shard(self, shard: int) -> None:
-        """Write what follows the tensors, flush the shard's file to the disk and close it.
+    def finish_shard(self, shard: int) -> FileDigests | None:
+        """Write what follows the tensors, read the file back by digest, flush it to the disk and close it.
+
+        Returns:
+            What the file holds, if digests are wanted.
 
         Raises:
             OutputError: bytes of a tensor were never written, or written twice, or flushing failed; the shard can't
@@ -147,12 +181,21 @@ class ShardWriter:
         path = self._path(shard)
         try:
             self._check_complete(shard)
-            for position, data in self._layouts[shard].after(descriptor, printable(str(path))):
-                write_exactly(descriptor, memoryview(data), position, path)
+            pieces = self._pieces.pop(shard)
+            self._write_pieces(self._layouts[shard].after(descriptor, printable(str(path))), descriptor, pieces, path)
+            if self._options.sync:
+                start_writeback(descriptor, path)  # so that the disk writes while the file is read back
+            found = self._read_back(shard, descriptor, pieces)
         except BaseException:
             close_quietly(descriptor)
             raise
-        sync_and_close(descriptor, path)
+        sync_and_close(descriptor, path, sync=self._options.sync)
+        with self._lock:
+            self._finished.add(shard)
+        return found
+
+    def keep_shard(self, shard: int) -> None:
+        """Take a shard that is there already for finished; `finish` checks its header like that of any other."""
         with self._lock:
             self._finished.add(shard)
 
@@ -167,10 +210,14 @@ class ShardWriter:
         if len(self._shards) > 1:
             path = self._directory / self._index_name
             content, index = build_index(self._shards)
-            write_new_file(path, content)
+            write_new_file(path, content, sync=self._options.sync)
             paths.append(path)
         self._check_written(index)
         return paths
+
+    def stop(self) -> None:
+        """Let reading back end early, with an error."""
+        self._stopped.set()
 
     def abort(self) -> None:
         """Close all files that are still open, without finishing them."""
@@ -190,6 +237,56 @@ class ShardWriter:
         if missing := [s.filename for number, s in enumerate(self._shards) if number not in self._finished]:
             raise OutputError(f"{len(missing)} shards were not finished: {', '.join(missing[:5])}")
         return [self._path(number) for number in range(len(self._shards))]
+
+    def _allocate(self, shard: int, descriptor: int) -> None:
+        """Make room for the whole file, once; other threads go on without waiting for that."""
+        with self._lock:
+            first = shard in self._unallocated
+            self._unallocated.discard(shard)
+        if first:
+            allocate(descriptor, self._layouts[shard].file_nbytes, self._path(shard))
+
+    def _write_pieces(self, content: Pieces, descriptor: int, pieces: WrittenPieces, path: Path) -> None:
+        for position, data in content:
+            write_exactly(descriptor, memoryview(data), position, path)
+            if self._options.digest is not None:
+                pieces.add(position, data)
+
+    def _read_back(self, shard: int, descriptor: int, pieces: WrittenPieces) -> FileDigests | None:
+        """Make the digests of a file, of what it holds now and not of what was meant to be written.
+
+        Raises:
+            OutputError: it holds something else than was written, or can't be read.
+        """
+        if self._options.digest is None:
+            return None
+        where, layout = printable(str(self._path(shard))), self._layouts[shard]
+
+        def read(position: int, buffer: memoryview) -> None:
+            if self._stopped.is_set():
+                raise OutputError("stopped before it was complete", where)
+            self._read(shard, descriptor, position, buffer, where)
+
+        places = ((info, layout.position(info.name)) for info in self._shards[shard].tensors)
+        try:
+            found, wrong = digest_file(
+                self._shards[shard].filename,
+                layout.file_nbytes,
+                read,
+                [Extent(info.name, start, start + info.nbytes) for info, start in places],
+                self._options.digest,
+                pieces=pieces.in_order(),
+            )
+        except CheckpointError as error:
+            raise OutputError(error.problems) from error
+        if wrong is not None:
+            what = f"holds something else at byte {wrong:,} than was written there"
+            raise OutputError(what, where, "The disk, the memory or another program is at fault; start again.")
+        return found
+
+    def _read(self, shard: int, descriptor: int, position: int, buffer: memoryview, where: str) -> None:  # noqa: ARG002
+        """Read bytes of a shard's file."""
+        read_exactly(descriptor, buffer, position, where)
 
     def _check_complete(self, shard: int) -> None:
         problems = [

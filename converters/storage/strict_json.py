@@ -20,16 +20,16 @@ class StrictJsonError(Exception):
     """What is wrong with a piece of JSON; its caller knows the file, and makes a `CheckpointError` of it."""
 
 
-def parse_object(raw: bytes | bytearray, *, infinite: bool = False) -> JsonObject:
+def parse_object(raw: bytes | bytearray, *, infinite: bool = False, max_values: int = MAX_VALUES) -> JsonObject:
     """Parse one JSON object, strictly. Integers stay exact; `infinite` lets NaN and Infinity pass.
 
     Raises:
         StrictJsonError: not UTF-8, not JSON, not an object, a duplicate key, NaN or Infinity, `-0`, a lone surrogate,
-            nested too deeply, or more values than `MAX_VALUES`.
+            nested too deeply, or more values than `max_values`.
     """
     # Each value follows one of these; those within strings count, too, which is not worth telling apart.
-    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > MAX_VALUES:
-        raise StrictJsonError(f"it holds more than {MAX_VALUES:,} values")
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > max_values:
+        raise StrictJsonError(f"it holds more than {max_values:,} values")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

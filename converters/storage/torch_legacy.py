@@ -14,9 +14,6 @@ from converters.storage.torch_pickle import MAX_PICKLE_NBYTES, Unpickled, unpick
 from converters.storage.torch_zip import ReadBytes
 from converters.text import printable
 
-LEGACY_START: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How a file begins that torch wrote before version 1.6: a pickle of its magic number."""
-
 _LEGACY_PICKLES: Final = 5
 """Magic number, version, about the system, what is saved, and the keys of its storages."""
 

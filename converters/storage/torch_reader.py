@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Final
 
 from converters.errors import CheckpointError, Problem
-from converters.storage.base import Closing
 from converters.storage.content import HINTS, sniff
 from converters.storage.crc import PiecewiseCrc
-from converters.storage.open_files import OpenFiles, byte_view, open_each
+from converters.storage.formats import LEGACY_START
+from converters.storage.open_files import OpenFiles, ReadsFiles, byte_view, open_each
 from converters.storage.safetensors_reader import check_range
 from converters.storage.strided_reads import StridedReads
 from converters.storage.torch_archive import read_zip_header
 from converters.storage.torch_header import Extent, TorchHeader
-from converters.storage.torch_legacy import LEGACY_START, read_legacy_header
+from converters.storage.torch_legacy import read_legacy_header
 from converters.tensor_info import TensorInfo
 from converters.text import printable
 
@@ -29,7 +29,7 @@ _ZIP_START: Final = b"PK\x03\x04"
 _CHUNK: Final = 1 << 20
 
 
-class TorchReader(Closing):
+class TorchReader(ReadsFiles):
     """Reads files of `torch.save`, whose pickles it has read on opening, without running them.
 
     Attributes:
@@ -99,10 +99,6 @@ class TorchReader(Closing):
         for (filename, key), crc in list(self._crcs.items()):
             if crc is not None:
                 self._read_again(filename, key)
-
-    def close(self) -> None:
-        """Close all files; reading is an error from now on."""
-        self._files.close()
 
     def _read(self, filename: str, extent: Extent, position: int, into: memoryview) -> None:
         """Read a part of a storage, and add it to the storage's CRC; `position` counts from the storage's start."""

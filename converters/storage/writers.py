@@ -7,17 +7,18 @@ from pathlib import Path, PurePosixPath
 
 from converters.errors import OutputError
 from converters.sharding import Shard, index_filename
-from converters.storage.base import CheckpointWriter
-from converters.storage.checkpoint import shard_family
-from converters.storage.dcp_metadata import SUFFIX as DISTRIBUTED
+from converters.storage.base import DEFAULT_WRITE_OPTIONS, CheckpointWriter, WriteOptions
 from converters.storage.dcp_writer import DcpWriter
+from converters.storage.formats import DISTRIBUTED, TORCH_SUFFIXES
 from converters.storage.parts import PartsWriter
-from converters.storage.readers import TORCH_SUFFIXES
 from converters.storage.safetensors import SafetensorsWriter
+from converters.storage.shard_names import shard_family
 from converters.storage.torch_writer import TorchWriter
 
 
-def open_writer(directory: Path, shards: Sequence[Shard]) -> CheckpointWriter:
+def open_writer(
+    directory: Path, shards: Sequence[Shard], options: WriteOptions = DEFAULT_WRITE_OPTIONS
+) -> CheckpointWriter:
     """Make the writer of these shards, whose files all have one format unless they belong to parts.
 
     Raises:
@@ -25,15 +26,15 @@ def open_writer(directory: Path, shards: Sequence[Shard]) -> CheckpointWriter:
     """
     if any(shard.part for shard in shards):
         _check_folders(shards)
-        return PartsWriter(directory, shards, open_writer)
+        return PartsWriter(directory, shards, open_writer, options)
     first = PurePosixPath(shards[0].filename) if shards else PurePosixPath("model.safetensors")
     family = shard_family(first.name) or first.stem
     index_name = index_filename(family, first.suffix)
     if first.suffix == DISTRIBUTED:
-        return DcpWriter(directory, shards)
+        return DcpWriter(directory, shards, options=options)
     if first.suffix in TORCH_SUFFIXES:
-        return TorchWriter(directory, shards, index_name=index_name)
-    return SafetensorsWriter(directory, shards, index_name=index_name)
+        return TorchWriter(directory, shards, index_name=index_name, options=options)
+    return SafetensorsWriter(directory, shards, index_name=index_name, options=options)
 
 
 def _check_folders(shards: Sequence[Shard]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import torch
 
 from tests.adapters.support import read_adapter, whole, write_adapter
+from tests.commands.support import CONFIG as PHI
 from tests.commands.support import weightmap
 
 SPEC = """
@@ -67,3 +69,42 @@ def test_verify_says_that_it_knows_no_adapters(tmp_path: Path) -> None:
     failed = weightmap("verify", *options, str(tmp_path / "out"))
     assert failed.exit_code == 7
     assert "adapters can't be verified yet" in failed.stderr
+
+
+def test_detect_knows_the_layout_of_the_base_model(tmp_path: Path) -> None:
+    first, second = torch.ones(3, 8), torch.ones(8, 3)
+    names = [f"model.layers.{layer}.mlp.fc1" for layer in range(2)]
+    shapes = {"lora_A": (3, 8), "lora_B": (12, 3)}
+    tensors = {f"{name}.{factor}.weight": torch.ones(shape) for name in names for factor, shape in shapes.items()}
+    tensors |= {"model.layers.1.self_attn.dense.lora_A.weight": first}
+    tensors |= {"model.layers.1.self_attn.dense.lora_B.weight": second}
+    adapter = write_adapter(tmp_path / "adapter", tensors)
+    base = tmp_path / "base.json"
+    base.write_text(json.dumps(PHI))
+    result = weightmap("detect", adapter, "--config", base)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == f"{adapter}: a LoRA adapter of hf/phi"
+    assert "3 of 3 keys claimed" in result.stdout
+    data = json.loads(weightmap("detect", adapter, "--config", base, "--json").stdout)
+    assert (data["adapter"], data["layouts"]) == (True, ["hf/phi"])
+    (spec,) = [spec for spec in data["specs"] if spec["to"] == "tenny" and spec["applies"]]
+    words = [*shlex.split(spec["command"])[1:-1], str(tmp_path / "out"), "--config", str(base)]
+    assert weightmap(*words).exit_code == 0
+    assert len(read_adapter(tmp_path / "out")[0]) == 6
+
+
+def test_detect_asks_for_the_config_of_the_base_model(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.fc1"
+    factors = {f"{name}.lora_A.weight": torch.ones(3, 8), f"{name}.lora_B.weight": torch.ones(12, 3)}
+    adapter = write_adapter(tmp_path / "adapter", factors)
+    result = weightmap("detect", adapter)
+    assert result.exit_code == 3
+    assert result.stdout.splitlines()[0] == f"{adapter}: a LoRA adapter, and no spec fits"
+    assert "give that of the base model with --config FILE" in result.stdout
+
+
+def test_inspect_shows_the_adapter_s_own_config(tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", {"h.1.lora_A.weight": torch.ones(3, 5)})
+    text = " ".join(weightmap("inspect", adapter).stdout.split())
+    assert "model adapter_config.json doesn't say config peft_type: LORA, r: 3, lora_alpha: 6" in text
+    assert json.loads(weightmap("inspect", adapter, "--json").stdout)["config_file"] == "adapter_config.json"

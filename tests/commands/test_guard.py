@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from converters import errors
-from converters.commands.guard import Guarded
+from converters.commands.guard import Guarded, guard
 from converters.errors import Location, Problem
 from tests.commands.support import REPOSITORY, SPEC, environment, write_checkpoint
 
@@ -195,3 +196,20 @@ def test_of_a_thousand_problems_a_hundred_are_shown() -> None:
     lines = outcome(work).stderr.splitlines()
     assert lines[:2] == ["Error: 1000 problems", "  problem 0"]
     assert lines[-2:] == ["  problem 99", "  ... and 900 more"]
+
+
+def test_a_signal_that_comes_within_a_destructor_stops_the_program_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)  # what is raised here, Python drops
+
+    def run() -> None:
+        thing = Dying()
+        del thing
+        time.sleep(5)
+        raise AssertionError("the signal was lost")
+
+    assert guard(run) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "Error: stopped by SIGTERM\n"

@@ -93,3 +93,25 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     result = weightmap("inspect", tmp_path / "nowhere")
     assert result.exit_code == 7
     assert "nowhere" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("params.json", '{"dim": 4096, "n_layers": 3}'), ("model_config.yaml", "dim: 4096\nn_layers: 3\n")],
+)
+def test_a_config_is_found_under_the_names_that_layouts_give_it(name: str, text: str, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", config=None)
+    (checkpoint / "generation_config.json").write_text('{"top_k": 3}')
+    (checkpoint / name).write_text(text)
+    shown = " ".join(weightmap("inspect", checkpoint).stdout.split())
+    assert f"model {name} doesn't say config dim: 4096, n_layers: 3 holds" in shown
+    assert json.loads(weightmap("inspect", checkpoint, "--json").stdout)["config_file"] == name
+
+
+def test_a_config_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", config=None)
+    (checkpoint / "params.json").write_text("{")
+    result = weightmap("inspect", checkpoint)
+    assert result.exit_code == 0
+    assert "model     unknown, params.json can't be read" in result.stdout
+    assert "params.json" in result.stderr

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import xxhash
 from click.testing import CliRunner, Result
 
 import converters
@@ -74,11 +76,22 @@ def test_json_is_the_report(source: Path, bad: Path) -> None:
     assert report.verdict is converters.Verdict.FAIL
     assert {finding.kind for finding in report.findings} == {"different-values", "source-not-restored"}
     digests = {file.name: file.digest for one in report.inputs if one.role == "source" for file in one.files}
-    import hashlib
-
-    assert digests == {name: hashlib.sha256((source / name).read_bytes()).hexdigest() for name in digests}
+    assert digests == {name: f"xxh3:{xxhash.xxh3_128_hexdigest((source / name).read_bytes())}" for name in digests}
     assert "config.json" in digests
     assert report.spec_digest == converters.load_spec(SPEC).digest
+
+
+def test_digests_can_be_those_that_nobody_can_forge(source: Path, good: Path) -> None:
+    report = converters.Report.from_json(
+        run(source, good, "--only", "roundtrip", "--digest", "sha256", "--json").stdout
+    )
+    for one, directory in zip(report.inputs, (source, good), strict=True):
+        digests = {file.name: file.digest for file in one.files}
+        expected = {name: f"sha256:{hashlib.sha256((directory / name).read_bytes()).hexdigest()}" for name in digests}
+        assert digests == expected
+        assert "config.json" in digests
+    with pytest.raises(ValueError, match="'md5'"):
+        converters.verify(converters.load_spec(SPEC), source, good, digest="md5")
 
 
 def test_json_errors_keep_their_form(source: Path) -> None:

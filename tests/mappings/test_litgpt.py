@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor
 
 import converters
+from converters.manifest import MANIFEST
 from tests.mappings.proof import (
     assert_same_bytes,
     assert_same_logits,
@@ -138,7 +139,7 @@ def test_from_hugging_face_and_back(tmp_path: Path, case: str) -> None:
         SPEC[kind], tmp_path / "hf", gained=gained, expected=lambda state: old_head(kind, state)
     )
     carried = {"generation_config.json", "tokenizer_config.json"}
-    assert {file.name for file in there.iterdir()} == {WEIGHTS, CONFIG, *carried}
+    assert {file.name for file in there.iterdir()} == {WEIGHTS, CONFIG, MANIFEST, *carried}
     assert_same_logits(model, LitGPT.from_pretrained(there), config["vocab_size"], tolerance(SPEC[kind]))
 
 

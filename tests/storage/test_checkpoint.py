@@ -13,7 +13,8 @@ import transformers
 from safetensors.torch import save_file
 
 from converters.errors import CheckpointError
-from converters.storage.checkpoint import open_checkpoint, shard_count, shard_family
+from converters.storage.checkpoint import open_checkpoint
+from converters.storage.shard_names import shard_count, shard_family
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

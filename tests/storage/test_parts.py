@@ -59,6 +59,7 @@ def test_each_component_has_a_directory_and_a_config(converted: Path) -> None:
         "unet/weights.safetensors.index.json",
         "vae/config.json",
         "vae/weights.safetensors",
+        "weightmap_manifest.json",
     ]
     assert json.loads((converted / "model_index.json").read_text()) == {"name": "both"}
     assert json.loads((converted / "unet" / "config.json").read_text()) == {"channels": 3, "depth": 4}
@@ -123,7 +124,8 @@ def test_a_layout_with_one_file_finds_it_among_others(tmp_path: Path) -> None:
     converters.convert(spec, source, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"dim": 3, "x": 1}
     converters.convert(spec, tmp_path / "out", tmp_path / "back", reverse=True, max_shard_size=8)
-    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["consolidated.safetensors", "params.json"]
+    names = sorted(path.name for path in (tmp_path / "back").iterdir())
+    assert names == ["consolidated.safetensors", "params.json", "weightmap_manifest.json"]
 
 
 def test_the_way_back_checks_a_value_that_only_the_tensors_tell(converted: Path, tmp_path: Path) -> None:

@@ -156,8 +156,12 @@ def test_the_file_itself_may_be_given_and_what_lies_beside_it_is_sorted(tmp_path
         assert prepared.side_files.left == ("README.md",)
     converters.convert(SPEC, tmp_path / "adapter", tmp_path / "second")
     names = ["adapter_config.json", "adapter_model.safetensors"]
-    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == names
-    assert sorted(path.name for path in (tmp_path / "second").iterdir()) == [*names, "tokenizer.json"]
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == [*names, "weightmap_manifest.json"]
+    assert sorted(path.name for path in (tmp_path / "second").iterdir()) == [
+        *names,
+        "tokenizer.json",
+        "weightmap_manifest.json",
+    ]
 
 
 def test_the_older_file_that_torch_saves(tmp_path: Path) -> None:

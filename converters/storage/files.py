@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import NoReturn, Self, cast
+from typing import NoReturn, Self
 
 from converters.errors import CheckpointError, OutputError
 from converters.storage.remote_file import RemoteFile
@@ -20,12 +18,6 @@ from converters.text import printable
 # O_NONBLOCK: opening a pipe without a writer would hang forever. O_NOFOLLOW: callers resolve links by their own rules.
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-# Of sync_file_range.
-_WAIT_BEFORE = 1
-_WRITE = 2
-_LOST_WRITES = frozenset({errno.EIO, errno.ENOSPC, errno.EDQUOT})
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 _READ_HINTS = {
     errno.EACCES: "Check its permissions.",
@@ -158,36 +150,6 @@ def set_size(descriptor: int, nbytes: int, path: Path) -> None:
         raise_unwritable(error, path)
 
 
-def allocate(descriptor: int, nbytes: int, path: Path) -> None:
-    """Give a file its place on the disk, where the file system can do that beforehand.
-
-    Writing into it takes a third less processor time then (on ext4), and a full disk is noticed before that.
-
-    Raises:
-        OutputError: there is no room for it.
-    """
-    if (function := _fallocate()) is None or function(descriptor, 0, 0, nbytes) == 0:
-        return
-    import ctypes
-
-    code = ctypes.get_errno()
-    if code in _NO_ROOM:
-        raise_unwritable(OSError(code, os.strerror(code)), path)
-
-
-@cache
-def _fallocate() -> Callable[[int, int, int, int], int] | None:
-    """The system's own: posix_fallocate writes to every block where the file system can't do it."""
-    import ctypes
-
-    try:
-        function = ctypes.CDLL(None, use_errno=True).fallocate
-    except AttributeError:
-        return None
-    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    return cast("Callable[[int, int, int, int], int]", function)
-
-
 def write_exactly(descriptor: int, data: memoryview, position: int, path: Path) -> None:
     """Write all of a buffer of bytes at `position` of a file.
 
@@ -203,37 +165,6 @@ def write_exactly(descriptor: int, data: memoryview, position: int, path: Path) 
             raise OutputError(f"writing stopped {data.nbytes:,} bytes before its end", printable(str(path)))
         position += count
         data = data[count:]
-
-
-def start_writeback(descriptor: int, path: Path) -> None:
-    """Let the disk begin with what was written to a file, once it is done with what it was given by the last such call.
-
-    So it is never idle, and never far behind. It is a hint, and no substitute for flushing; where the system knows no
-    such call, nothing happens.
-
-    Raises:
-        OutputError: what was written before is lost. The kernel says so once for a descriptor, so flushing it after
-            that would be no error any more.
-    """
-    if (function := _sync_file_range()) is None or function(descriptor, 0, 0, _WAIT_BEFORE | _WRITE) == 0:
-        return
-    import ctypes
-
-    code = ctypes.get_errno()
-    if code in _LOST_WRITES:
-        raise_unwritable(OSError(code, os.strerror(code)), path)
-
-
-@cache
-def _sync_file_range() -> Callable[[int, int, int, int], int] | None:
-    import ctypes
-
-    try:
-        function = ctypes.CDLL(None, use_errno=True).sync_file_range
-    except AttributeError:
-        return None
-    function.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    return cast("Callable[[int, int, int, int], int]", function)
 
 
 def sync_and_close(descriptor: int, path: Path, *, sync: bool = True) -> None:

@@ -10,14 +10,13 @@ from typing import Final, Protocol
 from converters.errors import CheckpointError, OutputError, Problem
 from converters.sharding import Shard
 from converters.storage.base import DEFAULT_WRITE_OPTIONS, FileHeader, WriteOptions
+from converters.storage.disk_hints import allocate, start_writeback
 from converters.storage.file_digests import Extent, FileDigests, WrittenPieces, digest_file
 from converters.storage.files import (
-    allocate,
     close_quietly,
     create_file,
     read_exactly,
     set_size,
-    start_writeback,
     sync_and_close,
     write_exactly,
     write_new_file,

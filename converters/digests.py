@@ -13,6 +13,9 @@ ALGORITHMS = ("xxh3", "sha256")
 
 DEFAULT_ALGORITHM = "xxh3"
 
+MEMORY_SPEED = frozenset({"xxh3"})
+"""Those that no reading or writing has to wait for."""
+
 
 class Hasher(Protocol):
     """Takes bytes in order."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Protocol
 
+from converters.copying import RangeCopy, Read, run_jobs
 from converters.gather import Gatherer, fill_box
 from converters.made_reader import reader_of
 from converters.plan import Plan
+from converters.reading_order import reading_order
 from converters.schedule import (
     COPY_BUFFER,
     Budget,
@@ -20,13 +21,15 @@ from converters.schedule import (
     RangeJob,
     jobs,
 )
-from converters.storage.base import CheckpointReader, CheckpointWriter
+from converters.storage.base import CheckpointReader, CheckpointWriter, OpenFile, RangesWriter, RangeWriter
 from converters.storage.file_digests import FileDigests
 from converters.storage.open_files import LocalFile
 from converters.storage.reflink import LEAST_NBYTES, SharingWriter
 from converters.storage.shared_blocks import place_of
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from converters.operations import Array
 
 DEFAULT_MAX_MEMORY = 512_000_000
@@ -49,29 +52,49 @@ class Sink(Protocol):
         ...
 
 
-_local = threading.local()
+class Watcher(Protocol):
+    """Whoever wants to know what is read of files."""
+
+    def passed(self, file: OpenFile, position: int, data: memoryview) -> None:
+        """Take notice of bytes of a file that were just read; called by one thread at a time."""
+        ...
+
+    def no_more(self) -> None:
+        """Hear that bytes are copied without being read."""
+        ...
 
 
-def _buffer() -> memoryview:
-    """This thread's copy buffer, made once."""
-    buffer: memoryview | None = getattr(_local, "buffer", None)
-    if buffer is None:
-        buffer = memoryview(bytearray(COPY_BUFFER))
-        _local.buffer = buffer
-    return buffer
+class _Writes:
+    """A range of a target, for what takes its bytes by name."""
+
+    def __init__(self, sink: Sink, name: str, offset: int) -> None:
+        self._sink, self._name, self._offset = sink, name, offset
+
+    def note(self, data: memoryview) -> None:
+        """Nothing is made of bytes that are about to be written."""
+
+    def write(self, place: int, data: memoryview) -> None:
+        self._sink.write_from(self._name, self._offset + place, data)
+
+    def close(self) -> None:
+        """All of it was taken."""
 
 
 class Executor:
     """Carries out the jobs of a plan, one at a time for each calling thread."""
 
-    def __init__(self, plan: Plan, reader: CheckpointReader, sink: Sink, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, reader: CheckpointReader, sink: Sink, progress: Progress, watcher: Watcher | None = None
+    ) -> None:
         self.plan = plan
         self.reader = reader
         self.sink = sink
         self.progress = progress
+        self.watcher = watcher
         self.stopped = threading.Event()
         self._local = threading.local()
         self._sharing = sink if isinstance(sink, SharingWriter) else None
+        self._ranges = sink if isinstance(sink, RangesWriter) else None
 
     def stop(self) -> None:
         """Let the jobs that run end early; what they have written is thrown away."""
@@ -85,33 +108,56 @@ class Executor:
             OutputError: the target can't be written.
         """
         if isinstance(job, RangeJob):
-            self._copy(job)
+            for copy in self._copies(job):
+                while not copy.all_read and not self.stopped.is_set():
+                    self.progress(copy.put(*copy.take()))
         elif isinstance(job, PanelJob):
             self._gather(job)
         else:
             self._generate(job)
 
-    def _copy(self, job: RangeJob) -> None:
-        source = self.plan.tensor(job.source).name
-        reader = reader_of(self.plan, job.source, self.reader)
-        target = self.plan.targets[job.target].info.name
-        buffer = _buffer()
-        first, last = self._share(job, source, target)
-        for start, stop in ((0, first), (last, job.nbytes)):
-            for done in range(start, stop, COPY_BUFFER):
-                if self.stopped.is_set():
-                    return
-                part = buffer[: min(COPY_BUFFER, stop - done)]
-                reader.read_into(source, job.source_offset + done, part)
-                self.sink.write_from(target, job.target_offset + done, part)
-                self.progress(len(part))
+    def begin(self, job: RangeJob) -> list[RangeCopy] | None:
+        """See `Worker`: all threads copy together, so that each range is read from front to back."""
+        return self._copies(job)
 
-    def _share(self, job: RangeJob, source: str, target: str) -> tuple[int, int]:
-        """Let the output's file share what it can with the source's; returns what of the job's bytes is done."""
-        if self._sharing is None or job.nbytes < LEAST_NBYTES or self.plan.is_made(job.source):
-            return 0, 0
-        place = place_of(self.reader, source)
+    def _copies(self, job: RangeJob) -> list[RangeCopy]:
+        source = self.plan.tensor(job.source).name
+        target = self.plan.targets[job.target].info.name
+        place = None if self.plan.is_made(job.source) else place_of(self.reader, source)
+        first, last = self._share(job, place, target)
+        rest = [(start, stop) for start, stop in ((0, first), (last, job.nbytes)) if start < stop]
+        if not rest:
+            return []
+        read = self._reading(job, source, place)
+        return [
+            RangeCopy(read, self._writing(target, job.target_offset + start, stop - start), start, stop)
+            for start, stop in rest
+        ]
+
+    def _reading(self, job: RangeJob, source: str, place: tuple[OpenFile, int] | None) -> Read:
+        """Reads the job's bytes, from its beginning on; what is the same for all of them is looked up once."""
+        offset, watcher = job.source_offset, self.watcher
         if place is None:
+            reader = reader_of(self.plan, job.source, self.reader)
+            return lambda done, buffer: reader.read_into(source, offset + done, buffer)
+        file, position = place[0], place[1] + offset
+        if watcher is None:
+            return lambda done, buffer: file.read_into(position + done, buffer)
+
+        def read(done: int, buffer: memoryview) -> None:
+            file.read_into(position + done, buffer)
+            watcher.passed(file, position + done, buffer)
+
+        return read
+
+    def _writing(self, target: str, offset: int, nbytes: int) -> RangeWriter:
+        if self._ranges is not None:
+            return self._ranges.open_range(target, offset, nbytes)
+        return _Writes(self.sink, target, offset)
+
+    def _share(self, job: RangeJob, place: tuple[OpenFile, int] | None, target: str) -> tuple[int, int]:
+        """Let the output's file share what it can with the source's; returns what of the job's bytes is done."""
+        if self._sharing is None or job.nbytes < LEAST_NBYTES or place is None:
             return 0, 0
         file, position = place
         if not isinstance(file, LocalFile):
@@ -120,6 +166,8 @@ class Executor:
         first, last = self._sharing.share_from(target, job.target_offset, job.nbytes, from_place)
         if first < last:
             self.progress(last - first)
+            if self.watcher is not None:
+                self.watcher.no_more()
         return first, last
 
     def _panel(self, nbytes: int) -> Array:
@@ -143,8 +191,15 @@ class Executor:
             Gatherer(reader, source, target.operations, source_width).fill(panel, job.start, move)
         for fill in job.fills:
             fill_box(panel, job.start, fill.copy, fill.generator.generate(target.info, 0, 1))
-        self.sink.write_from(target.info.name, job.start * width, memoryview(panel.data).cast("B"))
-        self.progress(panel.nbytes)
+        data = memoryview(panel.data).cast("B")
+        writer = self._writing(target.info.name, job.start * width, len(data))
+        # In pieces: a file system gives a large write large folios, of memory that nobody has touched for long.
+        for done in range(0, len(data), COPY_BUFFER):
+            part = data[done : done + COPY_BUFFER]
+            writer.note(part)
+            writer.write(done, part)
+            self.progress(len(part))
+        writer.close()
 
     def _generate(self, job: GenerateJob) -> None:
         target = self.plan.targets[job.target]
@@ -168,8 +223,9 @@ def execute(
     *,
     kept: Collection[int] = (),
     finished: Finished = lambda _, __: None,
+    watcher: Watcher | None = None,
 ) -> None:
-    """Write all shards of a plan, on `budget.threads` threads, in the order of the output's bytes.
+    """Write all shards of a plan, on `budget.threads` threads, each in about the order of its bytes.
 
     A shard is read back and flushed by a thread of its own, while the next one is written.
 
@@ -181,11 +237,14 @@ def execute(
         progress: called with the number of bytes just written, from several threads.
         kept: the numbers of shards that are there already.
         finished: called for each of the others, one after the other, from another thread.
+        watcher: hears of what is read of plain ranges.
 
     Raises:
         CheckpointError, OutputError: see `Executor.run`; nothing is finished then.
     """
-    executor = Executor(plan, reader, writer, progress)
+    from concurrent.futures import ThreadPoolExecutor
+
+    executor = Executor(plan, reader, writer, progress, watcher)
     with (
         ThreadPoolExecutor(budget.threads, thread_name_prefix="weightmap") as pool,
         ThreadPoolExecutor(1, thread_name_prefix="weightmap-finish") as finisher,
@@ -201,9 +260,8 @@ def execute(
                     progress(sum(info.nbytes for info in shard.tensors))
                     continue
                 writer.start_shard(number)
-                run_jobs(
-                    pool, executor, (job for index in targets for job in jobs(plan, index, budget)), budget.threads
-                )
+                work = (job for index in reading_order(plan, targets) for job in jobs(plan, index, budget))
+                run_jobs(pool, executor, work, budget.threads)
                 if finishing is not None:
                     finishing.result()
                 finishing = finisher.submit(_finish, writer, number, finished)
@@ -219,42 +277,6 @@ def execute(
 
 def _finish(writer: CheckpointWriter, shard: int, finished: Finished) -> None:
     finished(shard, writer.finish_shard(shard))
-
-
-def run_jobs(pool: ThreadPoolExecutor, executor: Executor, work: Iterable[Job], threads: int) -> None:
-    """Run jobs with as few waiting as keep the threads busy: a queue of panels would be memory nobody counted."""
-    running: set[Future[None]] = set()
-    for batch in _batches(work):
-        if len(running) >= threads + 1:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
-        running.add(pool.submit(_run_batch, executor, batch))
-    for future in running:
-        future.result()
-
-
-def _run_batch(executor: Executor, batch: list[Job]) -> None:
-    for job in batch:
-        executor.run(job)
-
-
-def _batches(work: Iterable[Job]) -> Iterator[list[Job]]:
-    """Small jobs travel together, so that a checkpoint of many small tensors isn't bound by the queue."""
-    batch: list[Job] = []
-    nbytes = 0
-    for job in work:
-        batch.append(job)
-        nbytes += job.nbytes if isinstance(job, RangeJob) else job.memory
-        if nbytes >= SMALL_BATCH:
-            yield batch
-            batch, nbytes = [], 0
-    if batch:
-        yield batch
-
-
-SMALL_BATCH = 4 << 20
-"""Bytes of plain copying that are worth a trip through the queue."""
 
 
 def materialize(plan: Plan, target: int, reader: CheckpointReader, budget: Budget) -> bytearray:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from converters.adapters import explain_unequal
+from msgspec import Struct, field
+
 from converters.digests import DEFAULT_ALGORITHM, digest_of
 from converters.engine import Progress, execute
 from converters.errors import CheckpointError, CoverageError, OutputError
@@ -30,14 +29,12 @@ from converters.storage.open_files import choose_reading
 from converters.storage.remote_path import RemotePath
 from converters.storage.writers import open_writer
 from converters.text import printable
-from converters.uploads import UploadingWriter, uploading
 
 if TYPE_CHECKING:
     from converters.convert import Options, Prepared
 
 
-@dataclass(frozen=True, slots=True)
-class RunOptions:
+class RunOptions(Struct, frozen=True):
     """How to write; none of it changes a byte of the output's tensors.
 
     Attributes:
@@ -57,8 +54,7 @@ class RunOptions:
     io: str = "auto"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What a run did beside writing.
 
     Attributes:
@@ -80,7 +76,11 @@ def check(prepared: Prepared, progress: Progress) -> None:
     try:
         check_sources(prepared.plan, prepared.reader, progress)
     except CoverageError as error:
-        raise (explain_unequal(error) if prepared.is_adapter else error) from None
+        if not prepared.is_adapter:
+            raise
+        from converters.adapters.config import explain_unequal
+
+        raise explain_unequal(error) from None
 
 
 def run(
@@ -107,6 +107,8 @@ def run(
     choose_reading(reader, how.io)
     work = _Work(prepared, options, how, progress)
     if isinstance(output, RemotePath):
+        from converters.uploads import UploadingWriter, uploading
+
         if how.resume or how.verify:
             what = f"nothing is {'resumed' if how.resume else 'verified before it is published'} in an object store"
             raise OutputError(what, printable(str(output)), "Convert into a local directory, and copy that.")
@@ -146,8 +148,7 @@ def run(
     return Outcome(tuple(journal.kept), journal.afresh or (useless[0] if useless and not journal.kept else None))
 
 
-@dataclass(slots=True)
-class _Work:
+class _Work(Struct):
     """Writes everything that an output consists of into a staging directory."""
 
     prepared: Prepared
@@ -169,7 +170,7 @@ class _Work:
                 if journal is not None:
                     journal.add(digests)
 
-        with input_digests(prepared.reader.files, digest) as reading:
+        with input_digests(plan, prepared.reader, digest) as reading:
             try:
                 execute(
                     plan,
@@ -179,7 +180,9 @@ class _Work:
                     self.progress,
                     kept=frozenset(self.found),
                     finished=finished,
+                    watcher=reading if digest is not None else None,
                 )
+                reading.no_more()
                 writer.finish()
             except BaseException:
                 writer.abort()
@@ -275,4 +278,6 @@ def command_text(spec: Spec, options: Options, digest: str | None = DEFAULT_ALGO
         words += ["--dim", f"{name}={value}"]
     for key, value in (options.set_config or {}).items():
         words += ["--set", f"{key}={json.dumps(value)}"]
+    import shlex
+
     return shlex.join([*words, "SOURCE", "OUTPUT"])

@@ -16,8 +16,9 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
+
+from msgspec.structs import replace
 
 from converters.errors import CheckpointError, OutputError, OutputExistsError
 from converters.manifest import MANIFEST
@@ -25,7 +26,7 @@ from converters.output_checks import is_of_checkpoint
 from converters.parts import split_key
 from converters.plan import Plan
 from converters.sharding import Shard, index_filename
-from converters.storage.base import DEFAULT_WRITE_OPTIONS, CheckpointWriter, WriteOptions
+from converters.storage.base import DEFAULT_WRITE_OPTIONS, CheckpointWriter, RangeWriter, WriteOptions
 from converters.storage.file_digests import FileDigests
 from converters.storage.files import write_new_file
 from converters.storage.formats import DISTRIBUTED
@@ -174,6 +175,10 @@ class UploadingWriter:
         writer = open_writer(self._upload.staging, [self._shards[shard]], self._options)
         self._writers[shard] = writer
         writer.start_shard(0)
+
+    def open_range(self, name: str, offset: int, nbytes: int) -> RangeWriter:
+        """See `RangesWriter`."""
+        return self._open(self._shard_of[name]).open_range(name, offset, nbytes)
 
     def write_from(self, name: str, offset: int, data: memoryview) -> None:
         """See `CheckpointWriter`."""

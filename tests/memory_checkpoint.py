@@ -55,6 +55,10 @@ class MemoryWriter:
     def start_shard(self, shard: int) -> None:
         pass
 
+    def open_range(self, name: str, offset: int, nbytes: int) -> MemoryRange:
+        assert offset + nbytes <= len(self.data[name]), f"a range goes past the end of {name}"
+        return MemoryRange(self, name, offset, offset + nbytes)
+
     def write_from(self, name: str, offset: int, data: memoryview) -> None:
         stop = offset + len(data)
         assert stop <= len(self.data[name]), f"written past the end of {name}"
@@ -82,3 +86,22 @@ class MemoryWriter:
     def reader(self) -> MemoryReader:
         """What was written, to be read."""
         return MemoryReader(self.tensors, {name: bytes(data) for name, data in self.data.items()})
+
+
+class MemoryRange:
+    """Takes the bytes of a range, each of them once, and after it was noted in its turn."""
+
+    def __init__(self, writer: MemoryWriter, name: str, start: int, stop: int) -> None:
+        self.writer, self.name, self.start, self.stop = writer, name, start, stop
+        self.noted = bytearray()
+
+    def note(self, data: memoryview) -> None:
+        self.noted += data
+
+    def write(self, place: int, data: memoryview) -> None:
+        assert self.noted[place : place + len(data)] == data, f"{self.name}: bytes that weren't noted at {place}"
+        self.writer.write_from(self.name, self.start + place, data)
+
+    def close(self) -> None:
+        assert len(self.noted) == self.stop - self.start, f"a range of {self.name} has {len(self.noted)} bytes"
+        assert all(self.writer.written[self.name][self.start : self.stop]), f"{self.name} isn't written, and closed"

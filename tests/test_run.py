@@ -383,7 +383,7 @@ def test_what_does_not_arrive_on_the_disk_is_found_by_reading_back(
     phi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
     """One bit of one write is lost on its way; nothing is published, and the message says where."""
-    from converters.storage import files, shard_writer
+    from converters.storage import files, open_shard
 
     write = files.write_exactly
     damaged: list[int] = []
@@ -395,7 +395,7 @@ def test_what_does_not_arrive_on_the_disk_is_found_by_reading_back(
             content[len(content) // 2] ^= 0x20
         write(descriptor, memoryview(content), position, path)
 
-    monkeypatch.setattr(shard_writer, "write_exactly", write_badly)
+    monkeypatch.setattr(open_shard, "write_exactly", write_badly)
     with pytest.raises(OutputError) as caught:
         converters.convert(converters.load_spec(SPEC), phi, tmp_path / "out", max_shard_size=1000)
     assert len(damaged) == 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
+
+from msgspec import Struct
 
 from converters.digests import DEFAULT_ALGORITHM
 from converters.errors import Problem
@@ -69,8 +70,7 @@ class OpenFile(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class WriteOptions:
+class WriteOptions(Struct, frozen=True):
     """How a checkpoint is written, whatever its format.
 
     Attributes:
@@ -152,7 +152,36 @@ class Closing:
         self.close()
 
 
-class CheckpointWriter(Protocol):
+class RangeWriter(Protocol):
+    """Takes a range of a tensor's bytes; what is the same for all of them is looked up once."""
+
+    def note(self, data: memoryview) -> None:
+        """Take notice of the next bytes, from the first to the last of the range; by one thread at a time."""
+        ...
+
+    def write(self, place: int, data: memoryview) -> None:
+        """Write bytes that were noted, to their place in the range; safe to call from several threads."""
+        ...
+
+    def close(self) -> None:
+        """All bytes of the range are written; before that none of them counts."""
+        ...
+
+
+@runtime_checkable
+class RangesWriter(Protocol):
+    """A writer that takes ranges."""
+
+    def open_range(self, name: str, offset: int, nbytes: int) -> RangeWriter:
+        """Begin to write `nbytes` bytes of a tensor, from byte `offset` on; safe to call from several threads.
+
+        Raises:
+            OutputError: there is no room for them.
+        """
+        ...
+
+
+class CheckpointWriter(RangesWriter, Protocol):
     """Writes one checkpoint, whose tensors and shards are known beforehand, into a directory."""
 
     def write_from(self, name: str, offset: int, data: memoryview) -> None:

@@ -13,7 +13,8 @@ from converters.storage.dcp_metadata_writer import StoredTensor, write_metadata
 from converters.storage.dcp_reader import DcpReader
 from converters.storage.files import write_new_file
 from converters.storage.formats import METADATA
-from converters.storage.shard_writer import Pieces, ShardWriter
+from converters.storage.open_shard import Pieces
+from converters.storage.shard_writer import ShardWriter
 from converters.storage.torch_layout import TorchLayout
 from converters.storage.torch_pickle_writer import write_tensor_pickle
 from converters.text import printable

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, Self, TypeVar
 
 import xxhash
+from msgspec import Struct
+from msgspec.structs import replace
 
-from converters.digests import Hasher, digest_text, make_hasher, piece_digest
+from converters.digests import Hasher, digest_text, make_hasher
 
 CHUNK: Final = 256 << 10
 """Bytes that are read at once: they stay in cache while they are hashed."""
+
+Piece = tuple[int, int, int | None]
+"""First byte, last byte plus one, and `piece_digest` of what was written; None where it never passed through memory."""
 
 H = TypeVar("H", bound=Hasher)
 
@@ -20,8 +23,7 @@ ReadInto = Callable[[int, memoryview], None]
 """Fills a buffer with the bytes of a file from a position on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """Where a tensor lies in its file, and the digest of these bytes (empty where it isn't known yet)."""
 
     name: str
@@ -30,8 +32,7 @@ class Extent:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FileDigests:
+class FileDigests(Struct, frozen=True):
     """What a file holds.
 
     Attributes:
@@ -62,33 +63,10 @@ class FileDigests:
         return cls(data["file"], data["nbytes"], data["digest"], tuple(tensors))
 
 
-class WrittenPieces:
-    """Notes what was written where, so that reading it back can tell whether each write arrived; for several threads.
-
-    What isn't noted (it never passed through memory, such as a range that the file system shares) isn't compared.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pieces: list[tuple[int, int, int]] = []
-
-    def add(self, position: int, data: memoryview | bytes) -> None:
-        """Note bytes that were written at a position of the file."""
-        if len(data):
-            piece = (position, position + len(data), piece_digest(data))
-            with self._lock:
-                self._pieces.append(piece)
-
-    def in_order(self) -> list[tuple[int, int, int]]:
-        """First byte, last byte plus one, and digest of each piece."""
-        with self._lock:
-            return sorted(self._pieces)
-
-
 class _SpanHasher(Generic[H]):
     """Hashes spans of a file, which are in order and don't overlap, while its bytes pass."""
 
-    def __init__(self, spans: Sequence[tuple[int, int]], make: Callable[[], H]) -> None:
+    def __init__(self, spans: Sequence[tuple[int, int, object]], make: Callable[[], H]) -> None:
         self._spans = spans
         self._make = make
         self._number = 0
@@ -98,7 +76,7 @@ class _SpanHasher(Generic[H]):
         """Take the file's bytes from `position` on; gives the number and the hasher of each span that they end."""
         stop = position + len(data)
         while self._number < len(self._spans):
-            start, end = self._spans[self._number]
+            start, end, _ = self._spans[self._number]
             if stop <= start < end:
                 return
             self._hasher.update(data[max(start - position, 0) : max(end - position, 0)])
@@ -116,7 +94,7 @@ def digest_file(
     extents: Sequence[Extent],
     algorithm: str,
     *,
-    pieces: Sequence[tuple[int, int, int]] = (),
+    pieces: Sequence[Piece] = (),
     passed: Callable[[int], None] = lambda _: None,
 ) -> tuple[FileDigests, int | None]:
     """Read a file once, from its beginning to its end.
@@ -127,7 +105,7 @@ def digest_file(
         read_into: reads it.
         extents: the tensors in it, which don't overlap.
         algorithm: one of `converters.digests.ALGORITHMS`.
-        pieces: what was written, in order, each with its `piece_digest`.
+        pieces: what was written, in order; it may grow by what `read_into` gives.
         passed: called with the number of bytes just read; may raise to end the pass.
 
     Returns:
@@ -138,8 +116,8 @@ def digest_file(
     """
     ordered = sorted(extents, key=lambda extent: (extent.start, extent.end))
     whole = make_hasher(algorithm)
-    tensors = _SpanHasher([(extent.start, extent.end) for extent in ordered], lambda: make_hasher(algorithm))
-    written = _SpanHasher([(start, end) for start, end, _ in pieces], xxhash.xxh3_64)
+    tensors = _SpanHasher([(extent.start, extent.end, None) for extent in ordered], lambda: make_hasher(algorithm))
+    written = _SpanHasher(pieces, xxhash.xxh3_64)
     found: list[Extent] = []
     wrong: int | None = None
     buffer = memoryview(bytearray(min(CHUNK, nbytes)))
@@ -150,7 +128,7 @@ def digest_file(
         for number, hasher in tensors.take(position, data):
             found.append(replace(ordered[number], digest=digest_text(algorithm, hasher)))
         for number, piece in written.take(position, data):
-            if wrong is None and piece.intdigest() != pieces[number][2]:
+            if wrong is None and pieces[number][2] not in {None, piece.intdigest()}:
                 wrong = pieces[number][0]
         passed(len(data))
     if not nbytes:

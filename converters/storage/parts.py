@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
+
+from msgspec.structs import replace
 
 from converters.errors import CheckpointError, Problem
 from converters.parts import SEPARATOR, Part, split_key
 from converters.sharding import DEFAULT_SUFFIX, Shard
 from converters.spec import Side
-from converters.storage.base import CheckpointReader, CheckpointWriter, Closing, OpenFile, WriteOptions
+from converters.storage.base import CheckpointReader, CheckpointWriter, Closing, OpenFile, RangeWriter, WriteOptions
 from converters.storage.checkpoint import open_checkpoint
 from converters.storage.file_digests import FileDigests
 from converters.storage.reflink import Place, SharingWriter
@@ -157,6 +158,11 @@ class PartsWriter:
         """See `CheckpointWriter`."""
         part, number = self._place[shard]
         self._writers[part].start_shard(number)
+
+    def open_range(self, name: str, offset: int, nbytes: int) -> RangeWriter:
+        """See `RangesWriter`."""
+        part, inner = split_key(name)
+        return self._writers[part].open_range(inner, offset, nbytes)
 
     def write_from(self, name: str, offset: int, data: memoryview) -> None:
         """See `CheckpointWriter`."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from converters.sharding import Shard, index_filename
 from converters.storage.base import DEFAULT_WRITE_OPTIONS, FileHeader, WriteOptions
-from converters.storage.reflink import Place, Reflinks, SharedRanges
+from converters.storage.open_shard import Pieces
+from converters.storage.reflink import Place, Reflinks
 from converters.storage.safetensors_header import PT_METADATA, build_header
-from converters.storage.safetensors_reader import SafetensorsReader, check_range
-from converters.storage.shard_writer import Pieces, ShardWriter
+from converters.storage.safetensors_reader import SafetensorsReader
+from converters.storage.shard_writer import ShardWriter
 
 
 class SafetensorsWriter(ShardWriter):
@@ -39,22 +40,10 @@ class SafetensorsWriter(ShardWriter):
         """
         super().__init__(directory, shards, [_Layout(shard, metadata) for shard in shards], index_name, options)
         self._reflinks = Reflinks()
-        self._shared = [SharedRanges() for _ in shards]
 
     def share_from(self, name: str, offset: int, nbytes: int, source: Place) -> tuple[int, int]:
         """See `SharingWriter`; what is shared counts as written."""
-        shard, info = self._shard_of[name]
-        check_range(info, offset, nbytes)
-        position = self._layouts[shard].position(name) + offset
-        first, last = self._reflinks.share(source, (self._descriptors[shard], position), nbytes)
-        if first < last:
-            with self._lock:
-                self._unwritten[name] -= last - first
-                self._shared[shard].add(position + first, position + last, (source[0], source[1] + first))
-        return first, last
-
-    def _read(self, shard: int, descriptor: int, position: int, buffer: memoryview, where: str) -> None:
-        self._shared[shard].read_into(descriptor, position, buffer, where)
+        return self._shard_with(name).share(name, offset, nbytes, source, self._reflinks)
 
     def read_headers(self, files: Mapping[str, Path]) -> Mapping[str, FileHeader]:
         """Read the header of each file, by name.

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from converters.parts import split_key
 from converters.plan import Plan, Target
@@ -27,7 +28,7 @@ _ALIGNMENT: Final = 8
 """Bytes: where data may begin, so that readers can use it in place."""
 
 
-def place_of(reader: CheckpointReader, name: str) -> tuple[OpenFile, int] | None:
+def place_of(reader: object, name: str) -> tuple[OpenFile, int] | None:
     """The file in which a tensor's bytes follow each other, and where they begin; None where it isn't known."""
     if isinstance(reader, PartsReader):
         label, inner = split_key(name)

@@ -9,17 +9,17 @@ Sources: PKWARE's APPNOTE.TXT 6.3; caffe2/serialize/inline_container.cc (`getPad
 from __future__ import annotations
 
 import struct
-import zlib
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError, OutputError
 from converters.sharding import Shard
 from converters.storage.base import FileHeader
-from converters.storage.crc import PiecewiseCrc
+from converters.storage.crc import PiecewiseCrc, crc32
 from converters.storage.files import read_exactly
-from converters.storage.shard_writer import Pieces
+from converters.storage.open_shard import Pieces
 from converters.storage.torch_header import TorchHeader
 from converters.storage.torch_pickle_writer import check_storable, write_pickle
 
@@ -36,8 +36,7 @@ _VERSION_ZIP64: Final = 45
 _MAX_STEM: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(Struct, frozen=True):
     """A member: its name, where its header and its data begin, its size, and its data unless that comes later."""
 
     name: bytes
@@ -149,7 +148,7 @@ class TorchLayout:
         """The members before the first storage, so that the file is known for what it is."""
         for record in self._records[: self._storages.start]:
             data = record.data or b""
-            yield self._base + record.header, record.local_header() + data + record.trailer(zlib.crc32(data))
+            yield self._base + record.header, record.local_header() + data + record.trailer(crc32(data))
 
     def passed(self, name: str, offset: int, data: memoryview) -> None:
         """Add what was written to its storage's CRC."""
@@ -191,7 +190,7 @@ class TorchLayout:
     def _crc(self, number: int, descriptor: int, where: str) -> int:
         data = self._records[number].data
         if data is not None:
-            return zlib.crc32(data)
+            return crc32(data)
         info = self._tensors[number - self._storages.start]
         if info.nbytes and info.name not in self._sums:
             self._sums[info.name] = self._read_back(self._records[number], descriptor, where)
@@ -207,7 +206,7 @@ class TorchLayout:
                 read_exactly(descriptor, part, self._base + record.start + offset, where)
             except CheckpointError as error:
                 raise OutputError(error.problems) from error
-            crc = zlib.crc32(part, crc)
+            crc = crc32(part, crc)
         return crc
 
     def _directory(self, crcs: list[int]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from converters.errors import CheckpointError
 from converters.storage import file_digests
-from converters.storage.file_digests import Extent, FileDigests, WrittenPieces, digest_file
+from converters.storage.file_digests import Extent, FileDigests, Piece, digest_file
 
 CHUNK = 16
 """Instead of a mebibyte, so that small files have many borders."""
@@ -36,6 +35,10 @@ def look(data: bytes, extents: list[Extent], pieces: Any = (), algorithm: str = 
         buffer[:] = data[position : position + len(buffer)]
 
     return digest_file("f", len(data), read_into, extents, algorithm, pieces=pieces)
+
+
+def pieces_of(data: bytes, spans: list[tuple[int, int]]) -> list[Piece]:
+    return [(start, end, xxhash.xxh3_64_intdigest(data[start:end])) for start, end in spans if start < end]
 
 
 @st.composite
@@ -66,11 +69,7 @@ def test_digests_are_those_of_the_slices(drawn: Any, algorithm: str, chance: Any
 @given(files(), st.data())
 def test_a_flipped_byte_is_found_in_its_piece(drawn: Any, more: st.DataObject) -> None:
     data, spans = drawn
-    noted = WrittenPieces()
-    for start, end in more.draw(st.permutations(spans)):
-        noted.add(start, memoryview(data)[start:end])
-    pieces = noted.in_order()
-    assert [piece[:2] for piece in pieces] == [span for span in spans if span[0] < span[1]]
+    pieces = pieces_of(data, spans)
     assert look(data, [], pieces)[1] is None
     if not data:
         return
@@ -83,19 +82,14 @@ def test_a_flipped_byte_is_found_in_its_piece(drawn: Any, more: st.DataObject) -
 
 def test_the_first_wrong_piece_is_named() -> None:
     data = bytes(range(60))
-    noted = WrittenPieces()
-    for start in (40, 0, 20):
-        noted.add(start, data[start : start + 20])
+    pieces = pieces_of(data, [(0, 20), (20, 40), (40, 60)])
     damaged = data[:25] + b"\xff" + data[26:45] + b"\xff" + data[46:]
-    assert look(damaged, [], noted.in_order())[1] == 20
+    assert look(damaged, [], pieces)[1] == 20
 
 
 def test_bytes_count_by_their_place_and_not_by_their_order() -> None:
     data = b"a" * 20 + b"b" * 20
-    noted = WrittenPieces()
-    noted.add(0, data[:20])
-    noted.add(20, data[20:])
-    assert look(data[20:] + data[:20], [], noted.in_order())[1] == 0
+    assert look(data[20:] + data[:20], [], pieces_of(data, [(0, 20), (20, 40)]))[1] == 0
 
 
 @pytest.mark.parametrize("nbytes", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
@@ -138,23 +132,6 @@ def test_what_the_reader_raises_comes_out() -> None:
 
     with pytest.raises(CheckpointError, match=f"no byte 0 of {CHUNK}"):
         digest_file("f", 100, fail, [], "xxh3")
-
-
-def test_several_threads_note_pieces() -> None:
-    noted = WrittenPieces()
-    data = bytes(range(200)) * 4
-
-    def note(first: int) -> None:
-        for start in range(first, 800, 40):
-            noted.add(start, data[start : start + 10])
-
-    threads = [threading.Thread(target=note, args=(first,)) for first in (0, 10, 20, 30)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [piece[0] for piece in noted.in_order()] == list(range(0, 800, 10))
-    assert look(data, [], noted.in_order())[1] is None
 
 
 @given(files())

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from functools import lru_cache
 from typing import Final
+
+try:
+    from zlib_ng.zlib_ng import crc32
+except ImportError:  # there are wheels for the usual machines only; the standard library's takes ten times as long
+    from zlib import crc32
+
+__all__ = ["PiecewiseCrc", "combine", "crc32"]
 
 _POLYNOMIAL: Final = 0xEDB88320
 _ONE: Final = 1 << 31
@@ -30,7 +36,7 @@ class PiecewiseCrc:
 
     def add(self, offset: int, data: memoryview) -> int | None:
         """Take the bytes from `offset` on; gives the CRC of all once they are complete, else None."""
-        crc = zlib.crc32(data)
+        crc = crc32(data)
         with self._lock:
             if self._torn or not data.nbytes:
                 return None

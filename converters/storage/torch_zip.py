@@ -11,10 +11,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from msgspec import Struct
+
 from converters.errors import CheckpointError
+from converters.storage.crc import crc32
 from converters.text import format_nbytes, printable
 
 MAX_DIRECTORY_NBYTES: Final = 100_000_000
@@ -51,8 +53,7 @@ ReadBytes = Callable[[int, int], bytes]
 """Gives so many bytes from a position of the file on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True):
     """A member of an archive.
 
     Attributes:
@@ -72,8 +73,7 @@ class Member:
     crc: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     name: str
     raw_name: bytes
     flags: int
@@ -146,7 +146,7 @@ def read_member(read: ReadBytes, member: Member, limit_nbytes: int, where: str) 
         raise CheckpointError(f"is compressed by method {member.method}, which is not supported", shown, _RESAVE)
     if len(data) != member.nbytes:
         raise CheckpointError(f"should hold {member.nbytes:,} bytes, but inflates to others", shown, _DAMAGED)
-    if member.crc and zlib.crc32(data) != member.crc:
+    if member.crc and crc32(data) != member.crc:
         raise CheckpointError("its CRC is wrong: bytes of it were changed since it was written", shown, _DAMAGED)
     return data
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Final
 
 from converters.errors import CheckpointError
-from converters.storage.crc import PiecewiseCrc
+from converters.storage.crc import PiecewiseCrc, crc32
 from converters.storage.files import read_exactly
 from converters.storage.torch_zip import DEFLATED, MAX_INFLATION, STORED, Member
 from converters.text import format_nbytes, printable
@@ -131,7 +131,7 @@ class ZipContents:
             for position in range(0, member.nbytes, _BUFFER_NBYTES):
                 part = buffer[: member.nbytes - position]
                 self._read_into(member.start + position, part)
-                crc = zlib.crc32(part, crc)
+                crc = crc32(part, crc)
             self._compare(member, crc)
 
     def close(self) -> None:
@@ -168,7 +168,7 @@ class ZipContents:
                 return
             crc = position = 0
             for part in self._inflated(member):
-                crc = zlib.crc32(part, crc)
+                crc = crc32(part, crc)
                 self._keep(part, self._spooled_at[member.name] + position)
                 position += len(part)
             if position != member.nbytes:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from converters.schedule import LONG_RUN, SLAB, TILE, TILE_GAP, computed_chunk
+from converters.storage.open_files import LocalFile
+from converters.storage.safetensors_reader import check_range
+from converters.storage.shared_blocks import place_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +27,9 @@ WORTH_READING_OVER = 4
 
 CHEAP_GAP = 16 << 10
 """Bytes between two runs that are read over, whatever their share: copying them costs less than another call."""
+
+MANY_RUNS = 16
+"""So many runs to read at once make it worth to look for the file that they are in."""
 
 _local = threading.local()
 
@@ -97,8 +103,11 @@ class Gatherer:
         self._fill(view, copy.source_start, view.shape, strides)
 
     def _fill(self, view: Array, start: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        if self._is_run(shape, strides) and not self.operations and view.flags.c_contiguous:
-            self.reader.read_into(self.info.name, start * self.width, memoryview(view.data).cast("B"))
+        if view.flags.c_contiguous and self._is_run(shape, strides):
+            if self.operations:
+                self._compute(view.reshape(-1), start)
+            else:
+                self.reader.read_into(self.info.name, start * self.width, memoryview(view.data).cast("B"))
             return
         run = shape[-1] if shape and strides[-1] == 1 else 1
         in_place = run * self.width >= LONG_RUN and not self.operations and view.strides[-1] == view.itemsize
@@ -155,18 +164,40 @@ class Gatherer:
         read = _span(shape[dense:], strides[dense:])
         nbytes = read * self.width
         slab = self.slab(len(starts) * nbytes)
-        for number, first in enumerate(starts):
-            self.reader.read_into(self.info.name, first * self.width, slab[number * nbytes : (number + 1) * nbytes])
+        self._read_runs(starts, nbytes, slab)
         inner = tuple(math.prod(shape[axis + 1 : dense]) * read for axis in range(dense))
         elements: Array = np.frombuffer(slab, dtype=f"u{self.width}")
         box = as_strided(elements, shape, tuple(stride * self.width for stride in (*inner, *strides[dense:])))
-        if self.operations:
-            dtype = self.info.dtype
-            box = np.ascontiguousarray(box)
-            for operation in self.operations:
-                box = operation.apply(box, dtype, self.info.name)
-                dtype = operation.output_dtype(dtype)
-        assign(view, box)
+        assign(view, self._values(np.ascontiguousarray(box)) if self.operations else box)
+
+    def _read_runs(self, starts: Sequence[int], nbytes: int, slab: memoryview) -> None:
+        """Read so many bytes from each of these elements on."""
+        place = place_of(self.reader, self.info.name) if len(starts) >= MANY_RUNS else None
+        file, position = place or (None, 0)
+        if not isinstance(file, LocalFile):
+            for number, first in enumerate(starts):
+                self.reader.read_into(self.info.name, first * self.width, slab[number * nbytes : (number + 1) * nbytes])
+            return
+        check_range(self.info, max(starts) * self.width, nbytes)
+        file.read_runs([position + first * self.width for first in starts], nbytes, slab)
+
+    def _compute(self, target: Array, start: int) -> None:
+        """Fill a flat target from a run of the source, a chunk at a time."""
+        import numpy as np
+
+        for first in range(0, target.size, self.slab_elements):
+            part = target[first : first + self.slab_elements]
+            slab = self.slab(part.size * self.width)
+            self.reader.read_into(self.info.name, (start + first) * self.width, slab)
+            part[...] = self._values(np.frombuffer(slab, dtype=f"u{self.width}"))
+
+    def _values(self, box: Array) -> Array:
+        """What the operations make of elements of the source."""
+        dtype = self.info.dtype
+        for operation in self.operations:
+            box = operation.apply(box, dtype, self.info.name)
+            dtype = operation.output_dtype(dtype)
+        return box
 
 
 def assign(target: Array, source: Array) -> None:

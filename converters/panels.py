@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from converters.plan import BlockFill, Move
 from converters.strided import StridedCopy, indices_within, stretches

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from converters import gather
 from converters.gather import Gatherer, assign
 from converters.plan import Move
+from converters.storage.checkpoint import open_checkpoint
 from converters.strided import StridedCopy, strided_copy
 from converters.tensor_info import DType, TensorInfo
 from tests.memory_checkpoint import MemoryReader
@@ -77,6 +81,18 @@ def test_runs_far_apart_are_read_one_by_one_and_taken_apart_together() -> None:
     Gatherer(reader, reader.tensors["w"], (), 2).fill(panel, 0, Move(0, copy))
     source = np.arange(rows * columns, dtype=np.int16).reshape(rows, columns)
     assert np.array_equal(panel.view(np.int16).reshape(70, rows), source[:, 11:81].T)
+
+
+def test_many_runs_of_a_file_are_read_by_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, columns = 300, 40_000
+    source = np.random.default_rng(0).integers(0, 1 << 16, (rows, columns)).astype(np.uint16)
+    save_file({"before": np.zeros(7, np.uint8), "w": source}, tmp_path / "model.safetensors")
+    copy = strided_copy([(rows, columns, 1), (70, 1, rows)], 11, 0)
+    panel = np.zeros(copy.size, np.uint16)
+    with open_checkpoint(tmp_path) as reader:
+        monkeypatch.setattr(type(reader), "read_into", None)  # it takes none of the long way
+        Gatherer(reader, reader.tensors["w"], (), 2).fill(panel, 0, Move(0, copy))
+    assert np.array_equal(panel.reshape(70, rows), source[:, 11:81].T)
 
 
 @pytest.mark.parametrize("shape", [(300, 700), (513, 3, 257), (2, 300, 40), (70, 1, 70)])

@@ -9,8 +9,9 @@ the name that a spec writes, those of other packages among them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+from msgspec import Struct
 
 from converters.tensor_info import DType, TensorInfo
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class OneWay:
+class OneWay(Struct, frozen=True):
     """In place of an inverse: why there is none."""
 
     reason: str
@@ -92,8 +92,7 @@ class TensorInput(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Reduction:
+class Reduction(Struct, frozen=True):
     """An axis that an operation takes out of a tensor, which is row-major `[outer, count, inner]` around it."""
 
     outer: int

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.errors import CheckpointError, SpecError
 from converters.operations.numeric import are_finite, check_arithmetic, fit, working_values
@@ -15,8 +17,7 @@ if TYPE_CHECKING:
     from converters.operations.options import Options
 
 
-@dataclass(frozen=True, slots=True)
-class Affine:
+class Affine(Struct, frozen=True):
     """`x * scale + add`, or with `inverted` what undoes it, `(x - add) / scale`.
 
     It is computed in `dtype`: float32 where none is given, float64 for values in float64; and rounded once, to the

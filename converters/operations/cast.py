@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar
+
+from msgspec import Struct
 
 from converters.errors import CoverageError, SpecError, WeightmapError
 from converters.operations import OneWay
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 TABLE_BITS = 16
 """Values of at most so many bits are cast by a table of all of them: 512 KB at most, made once for a pair of dtypes."""
+
+MANY = 16
+"""One of so many values that have to be looked up: then it is faster to look up all of them."""
 
 # Mantissa and exponent bits; a wider dtype in both holds every value of the narrower one.
 _BITS = {
@@ -63,6 +67,47 @@ def check_castable(dtype: DType) -> None:
         raise WeightmapError(f"values can't be cast to {dtype}; there are: {names}")
 
 
+def _only_loses_mantissa(source: DType, target: DType) -> bool:
+    """Whether values of 16 bits are cast to others of 16 bits that have fewer of mantissa, and more of exponent."""
+    if source not in _BITS or target not in _BITS or not source.bits == target.bits == TABLE_BITS:
+        return False
+    return _BITS[target] < _BITS[source]
+
+
+def _shifted(raw: Array, source: DType, target: DType) -> Array:
+    """The cast where `_only_loses_mantissa` holds: by shifts and sums, in three quarters of the time of a table.
+
+    Zero, what is smaller than a normal number, infinity and NaN are looked up.
+    """
+    import numpy as np
+
+    (mantissa, exponent), (kept, wider) = _BITS[source], _BITS[target]
+    drop = mantissa - kept
+    rounded: Array = np.empty(raw.shape, np.uint16)
+    # An exponent of all zeros or all ones, plus one, is at most one in as many bits.
+    np.add(raw, np.uint16(1 << mantissa), out=rounded)
+    rounded &= np.uint16(((1 << exponent) - 2) << mantissa)
+    special = np.equal(rounded, 0)
+    count = np.count_nonzero(special)
+    if count * MANY > raw.size:
+        del rounded, special
+        return _table(source, target)[0].take(raw, mode="wrap")
+    # To nearest, and ties to even: half a unit less one is added, and one more where the last bit that stays is odd. A
+    # carry goes on into the exponent, where it belongs.
+    np.right_shift(raw, np.uint16(drop), out=rounded)
+    rounded &= np.uint16(1)
+    rounded += raw
+    rounded += np.uint16((1 << (drop - 1)) - 1)
+    signed = rounded.view(np.int16)
+    signed >>= np.int16(drop)  # copies of the sign come in from above
+    rounded &= np.uint16((1 << 15) | ((1 << (exponent + kept)) - 1))
+    rounded += np.uint16(((1 << (wider - 1)) - (1 << (exponent - 1))) << kept)
+    if count:
+        places = special.nonzero()
+        rounded[places] = _table(source, target)[0].take(raw[places])
+    return rounded
+
+
 @cache
 def _table(source: DType, target: DType) -> tuple[Array, Array | None]:
     """What each bit pattern of `source` becomes, and which have no counterpart; None where all have one.
@@ -78,8 +123,7 @@ def _table(source: DType, target: DType) -> tuple[Array, Array | None]:
     return table, lost if lost.any() else None
 
 
-@dataclass(frozen=True, slots=True)
-class Cast:
+class Cast(Struct, frozen=True):
     """Cast to `target`; `source`, where the spec names it, is what the way back casts to."""
 
     name: ClassVar[str] = "cast"
@@ -111,6 +155,8 @@ class Cast:
     def apply(self, raw: Array, dtype: DType, name: str) -> Array:
         if dtype is self.target:
             return raw
+        if _only_loses_mantissa(dtype, self.target):
+            return _shifted(raw, dtype, self.target)
         if dtype.bits <= TABLE_BITS:
             table, lost = _table(dtype, self.target)
             if lost is None or not lost[raw].any():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from msgspec import Struct
 
 from converters.errors import CoverageError, SpecError
 from converters.operations import OneWay
@@ -22,8 +23,7 @@ WHOLE_DIMENSION = "all"
 """How a spec says that a block is as long as the dimension."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dequantize:
+class Dequantize(Struct, frozen=True):
     """`weight * scale` of each block, computed in float32 and rounded to `dtype`.
 
     `block` is the size of a block along each of the weight's last dimensions, None for all of the dimension; along the

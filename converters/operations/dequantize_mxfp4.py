@@ -7,8 +7,9 @@ byte is in its lower half.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError, CoverageError, SpecError
 from converters.operations import OneWay
@@ -25,8 +26,7 @@ _EXPONENT_BIAS = 127
 _NAN_SCALE = 255
 
 
-@dataclass(frozen=True, slots=True)
-class DequantizeMxfp4:
+class DequantizeMxfp4(Struct, frozen=True):
     """Bytes [..., groups, b] and scales [..., groups] to numbers [..., groups * 2b], in `dtype`."""
 
     name: ClassVar[str] = "dequantize_mxfp4"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from converters.operations.numeric import ARITHMETIC, decode, encode, raw_dtype
+from converters.operations.sinusoidal import exact_positions, positions
 from converters.tensor_info import DType, TensorInfo
 
 if TYPE_CHECKING:
@@ -41,8 +42,7 @@ BLOCK_VALUES = ("zeros", "ones")
 """What a block can be filled with: all of its elements are the same, wherever they lie."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
+class Fill(Struct, frozen=True):
     """Fill with `zeros`, `ones`, `arange` (0, 1, 2, ... in row-major order) or `sinusoidal` positions."""
 
     value: str
@@ -59,11 +59,7 @@ class Fill:
         return None
 
     def generate(self, info: TensorInfo, start: int, stop: int) -> Array:
-        """See `Generator.generate`. `sinusoidal` takes `[positions, ..., features]` with ones between.
-
-        Formula of `sinusoidal`: Vaswani et al. 2017, section 3.5, with sines and cosines interleaved; angles are
-        computed in float64 and rounded once.
-        """
+        """See `Generator.generate`. `sinusoidal` takes `[positions, ..., features]` with ones between."""
         import numpy as np
 
         values: Array
@@ -75,7 +71,9 @@ class Fill:
             case "arange":
                 values = np.arange(start, stop)
             case _:
-                values = np.concatenate(list(_sinusoidal(info.shape[-1], start, stop)))
+                # Anything narrower than float32 is rounded by way of it, as torch does it.
+                make = exact_positions if info.dtype is DType.F64 else positions
+                return encode(make(info.shape[-1], start, stop), info.dtype)
         if info.dtype in ARITHMETIC:
             return encode(values.astype(np.float64), info.dtype)
         signed = "i" if info.dtype.label[0] == "I" else "u"
@@ -102,20 +100,3 @@ class Fill:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Fill:
         return cls(data["value"])
-
-
-def _sinusoidal(features: int, start: int, stop: int) -> Iterator[Array]:
-    """The values from `start` to `stop`: a part of a row, whole rows together, a part of a row."""
-    import numpy as np
-
-    while start < stop:
-        row, column = divmod(start, features)
-        whole = (stop - start) // features if column == 0 else 0
-        columns = np.arange(column, features if whole else min(features, column + stop - start))
-        frequency = np.exp(-math.log(10_000.0) / features * (columns - columns % 2))
-        angle = np.multiply.outer(np.arange(row, row + max(1, whole)), frequency)
-        even, odd = column % 2, 1 - column % 2
-        angle[:, even::2] = np.sin(angle[:, even::2])
-        angle[:, odd::2] = np.cos(angle[:, odd::2])
-        yield angle.reshape(-1)
-        start += angle.size

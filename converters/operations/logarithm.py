@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError
 from converters.operations.numeric import are_finite, check_arithmetic, decode, fit, working_values
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from converters.operations.options import Options
 
 
-@dataclass(frozen=True, slots=True)
-class NegativeExponential:
+class NegativeExponential(Struct, frozen=True):
     """`-exp(x)`, computed in `dtype`: float32 where none is given, float64 for values in float64."""
 
     name: ClassVar[str] = "negexp"
@@ -54,8 +54,7 @@ class NegativeExponential:
         return cls(options.working_dtype())
 
 
-@dataclass(frozen=True, slots=True)
-class NegativeLogarithm:
+class NegativeLogarithm(Struct, frozen=True):
     """`log(-x)`, computed in `dtype`: float32 where none is given, float64 for values in float64."""
 
     name: ClassVar[str] = "neglog"

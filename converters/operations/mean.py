@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+
+from msgspec import Struct
 
 from converters.operations import OneWay
 from converters.operations.numeric import are_finite, check_arithmetic, fit, float_dtype, working_dtype, working_values
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from converters.operations.options import Options
 
 
-@dataclass(frozen=True, slots=True)
-class Mean:
+class Mean(Struct, frozen=True):
     """The average over the axis `over`, summed in `dtype`: float32 where none is given, float64 for float64."""
 
     name: ClassVar[str] = "mean"

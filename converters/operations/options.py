@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -118,6 +117,8 @@ class Options:
         """
         for name in self._data:
             if name not in self._known:
+                import difflib  # only a mistake needs it
+
                 close = difflib.get_close_matches(name, self._known, 1)
                 known = f"known are: {', '.join(self._known)}" if self._known else "it takes none"
                 hint = f"did you mean {close[0]!r}?" if close else known

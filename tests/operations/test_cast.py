@@ -63,3 +63,17 @@ def test_a_nan_stays_one_among_others(bits: int) -> None:
 def test_nothing_at_all_is_cast() -> None:
     assert Cast(DType.BF16).apply(np.empty(0, np.uint32), DType.F32, "w").size == 0
     assert Cast(DType.BF16).apply(np.empty((0, 3), np.uint16), DType.F16, "w").shape == (0, 3)
+
+
+@pytest.mark.parametrize("share", [0, 1, 3, 40], ids=lambda share: f"{share} of 64")
+def test_what_is_no_normal_number_may_be_rare_or_frequent(share: int) -> None:
+    drawn = np.random.default_rng(share)
+    normal = drawn.integers(1, 31, (64, 5, 7)) << 10 | drawn.integers(0, 1 << 10, (64, 5, 7))
+    special = drawn.choice([0, 31], (64, 5, 7)) << 10 | drawn.integers(0, 2, (64, 5, 7)) * 0x155
+    values = np.where(drawn.permutation(64)[:, None, None] < share, special, normal)
+    raw = (values | drawn.integers(0, 2, (64, 5, 7)) << 15).astype(np.uint16)
+    for shaped in (raw, raw[::-1, :, ::3], raw.transpose(2, 0, 1)):  # whatever the order in memory
+        found = as_tensor(Cast(DType.BF16).apply(shaped, DType.F16, "w"), DType.BF16)
+        expected = by_torch(shaped, DType.F16, DType.BF16)
+        assert torch.equal(found.isnan(), expected.isnan())
+        assert torch.equal(found.nan_to_num(7.0).view(torch.uint8), expected.nan_to_num(7.0).view(torch.uint8))

@@ -122,18 +122,23 @@ def verify(  # noqa: PLR0913 - each is an option of its own
     weightmap verify --spec phi2_to_tenny phi-2/ tenny/ --report report.html
     weightmap verify --spec phi2_to_tenny phi-2/ tenny/ --level roundtrip
     """  # noqa: D301 - \b tells click to leave the lines as they are
+    from converters.commands.libraries import one_blas_thread
     from converters.commands.progress import progress_bar, quiet_downloads
-    from converters.commands.verify_text import report_lines
     from converters.storage.locations import locate
-    from converters.verify import html, run
+    from converters.verify import run
 
     if level is not None and only:
         raise click.UsageError("--level goes up to a level, --only runs single ones: give one of the two")
     if report_file is not None:
-        html.check_plotting()
+        from converters.verify.html import check_plotting
+
+        check_plotting()
         if not report_file.parent.is_dir():
             raise click.UsageError(f"--report: the directory of {report_file} doesn't exist")
     quiet_downloads(shown=not quiet)
+    asked: set[str | None] = {*only} or {level}
+    if asked <= {"accounting", "roundtrip"}:
+        one_blas_thread()
     source, target = locate(source, revision), locate(target)
     converted_with = _converted_with(options)
     spec = chosen_spec(spec_name, to, source, reverse=reverse, config=converted_with.config, dims=converted_with.dims)
@@ -157,6 +162,8 @@ def verify(  # noqa: PLR0913 - each is an option of its own
     if as_json:
         click.echo(report.to_json())
     elif not quiet:
+        from converters.commands.verify_text import report_lines
+
         click.echo("\n".join(report_lines(report)))
     return report.exit_code
 

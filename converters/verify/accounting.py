@@ -9,7 +9,7 @@ from converters.errors import ConfigError, CoverageError, SpecError
 from converters.plan import Source
 from converters.planner import make_plan
 from converters.text import format_nbytes
-from converters.verify.config_check import check_target_config, check_vocabulary
+from converters.verify.config_check import are_identical, check_target_config, check_vocabulary
 from converters.verify.context import VerifyContext
 from converters.verify.file_check import check_files, check_side_files
 from converters.verify.report import Finding, LevelResult, Severity, Verdict
@@ -48,8 +48,13 @@ def check_accounting(context: VerifyContext) -> LevelResult:
 
 
 def _contradictions(context: VerifyContext) -> Iterator[Finding]:
-    """Plan the way back from the target as it is, with its own config: that counts layers, heads and experts."""
+    """Plan the way back from the target as it is, with its own config: that counts layers, heads and experts.
+
+    Its tensors are those of `plan_back` by now. With the same config, too, there would be the same plan once more.
+    """
     if context.plan_back is None or context.target_config is None:
+        return
+    if are_identical(context.target_config, context.plan.config):
         return
     reader = context.target_reader
     sources = [Source(info, reader.file_of[name]) for name, info in reader.tensors.items()]

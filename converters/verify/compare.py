@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import Struct
+
 from converters.operations import Generator
-from converters.operations.numeric import ARITHMETIC, decode, encode, raw_dtype
+from converters.operations.cast import TABLE_BITS
+from converters.operations.numeric import decode, encode, raw_dtype
 from converters.storage.base import CheckpointReader
 from converters.tensor_info import DType, TensorInfo
+from converters.verify.distances import measure, number
+from converters.verify.settled import Equal
 
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-CHUNK: Final = 1 << 20
-"""Bytes that are read back and compared at once: small enough for the cache."""
+CHUNK: Final = 256 << 10
+"""Bytes that are read and compared at once: those of both sides stay in the L2 cache meanwhile."""
 
 CLOSE_LOOK: Final = 1 << 16
 """Elements that are looked at one by one at once, where a chunk differs."""
 
-MEMORY_PER_THREAD: Final = CHUNK + 160 * CLOSE_LOOK
+MEMORY_PER_THREAD: Final = 2 * CHUNK + 160 * CLOSE_LOOK
 """Bytes that comparing takes beside the bytes that it is given."""
 
 
-_UNORDERED: Final = (1 << 32) - 1
-"""The distance between a number and NaN, in ULPs: more than is ever allowed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(Struct, frozen=True):
     """How one made tensor is compared with a stored one of the same shape.
 
     Attributes:
@@ -56,8 +56,7 @@ class Pair:
         return self.via or self.stored.dtype
 
 
-@dataclass(slots=True)
-class Difference:
+class Difference(Struct):
     """How a tensor differs so far; positions are of the flattened tensor.
 
     Attributes:
@@ -83,7 +82,6 @@ class Difference:
     nans: int = 0
 
 
-@dataclass(slots=True)
 class Comparison:
     """A sink for the jobs of a plan that compares what they make with what a reader holds.
 
@@ -95,13 +93,14 @@ class Comparison:
         compared: bytes that were compared so far, by the name of the made tensor.
     """
 
-    reader: CheckpointReader
-    pairs: Mapping[str, Pair]
-    made_is_expected: bool
-    found: dict[str, Difference] = field(default_factory=dict)
-    compared: dict[str, int] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _local: threading.local = field(default_factory=threading.local)
+    def __init__(self, reader: CheckpointReader, pairs: Mapping[str, Pair], *, made_is_expected: bool) -> None:
+        self.reader = reader
+        self.pairs = pairs
+        self.made_is_expected = made_is_expected
+        self.found: dict[str, Difference] = {}
+        self.compared: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._local = threading.local()
 
     def write_from(self, name: str, offset: int, data: memoryview) -> None:
         """Compare bytes of a made tensor, from byte `offset` on, with the stored ones.
@@ -116,25 +115,51 @@ class Comparison:
         for first in range(0, size, step):
             last = min(first + step, size)
             made = data[first * made_width : last * made_width]
-            stored = self._buffer((last - first) * stored_width)
-            self.reader.read_into(pair.stored.name, (start + first) * stored_width, memoryview(stored))
+            stored, view = self._buffer("stored", (last - first) * stored_width)
+            self.reader.read_into(pair.stored.name, (start + first) * stored_width, view)
             # A byte array compares at memory speed, a memory view one item at a time.
             if made_width == stored_width and stored == made:
                 continue
             self._look_at_all(pair, start + first, made, stored)
         self.count(name, len(data))
 
+    def compare_copied(self, origin: CheckpointReader, same: Equal, passed: Callable[[int], None]) -> None:
+        """Compare a stretch of a made tensor that is a plain copy: of what it is copied from, with the stored one.
+
+        Args:
+            origin: what the copy would be read from.
+            same: what is to be found out; its tensor has the dtype of the stored one.
+            passed: called with the number of bytes just compared.
+
+        Raises:
+            CheckpointError: one of the sides can't be read.
+        """
+        pair = self.pairs[same.made]
+        width = max(pair.made.dtype.bits, 8) // 8
+        for done in range(0, same.nbytes, CHUNK):
+            nbytes = min(CHUNK, same.nbytes - done)
+            made, made_view = self._buffer("made", nbytes)
+            stored, stored_view = self._buffer("stored", nbytes)
+            origin.read_into(same.origin, same.origin_start + done, made_view)
+            self.reader.read_into(pair.stored.name, same.made_start + done, stored_view)
+            if made != stored:
+                self._look_at_all(pair, (same.made_start + done) // width, made_view, stored)
+            passed(nbytes)
+        self.count(same.made, same.nbytes)
+
     def count(self, name: str, nbytes: int) -> None:
         """Take bytes of a made tensor as compared, since they are known to be equal."""
         with self._lock:
             self.compared[name] = self.compared.get(name, 0) + nbytes
 
-    def _buffer(self, nbytes: int) -> bytearray:
-        """This thread's buffer of just this size, which most often is that of the time before."""
-        buffer: bytearray | None = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) != nbytes:
-            buffer = self._local.buffer = bytearray(nbytes)
-        return buffer
+    def _buffer(self, side: str, nbytes: int) -> tuple[bytearray, memoryview]:
+        """This thread's buffer for a side, of just this size, which most often is that of the time before."""
+        found: tuple[bytearray, memoryview] | None = getattr(self._local, side, None)
+        if found is None or len(found[0]) != nbytes:
+            buffer = bytearray(nbytes)
+            found = buffer, memoryview(buffer)
+            setattr(self._local, side, found)
+        return found
 
     def _look_at_all(self, pair: Pair, start: int, made_bytes: memoryview, stored_bytes: bytearray) -> None:
         import numpy as np
@@ -189,86 +214,17 @@ class Comparison:
 
 
 def _round(raw: Array, dtype: DType, via: DType) -> Array:
-    return raw if dtype is via else encode(decode(raw, dtype), via)
+    if dtype is via:
+        return raw
+    if dtype.bits > TABLE_BITS:
+        return encode(decode(raw, dtype), via)
+    rounded: Array = _rounded(dtype, via).take(raw, mode="wrap")
+    return rounded
 
 
-def number(raw: Array, dtype: DType) -> float | int:
-    """The value of a single raw element; its bits as a whole number for dtypes without arithmetic."""
-    if dtype in ARITHMETIC:
-        return float(decode(raw, dtype)[0])
-    if dtype.label[0] == "I":
-        return int(raw.view(f"i{raw.itemsize}")[0])
-    return int(raw[0])
-
-
-@dataclass(frozen=True, slots=True)
-class Distances:
-    """How far elements that differ are apart.
-
-    Attributes:
-        ulps: of each element; `_UNORDERED` where one side alone is NaN. None for dtypes that have no such distance.
-        max_ulps: the largest between numbers.
-        max_abs: the largest absolute difference between numbers.
-        max_expected: the largest finite absolute value expected.
-        nans: elements that are NaN and should not be.
-    """
-
-    ulps: Array | None
-    max_ulps: int | None = None
-    max_abs: float = 0.0
-    max_expected: float = 0.0
-    nans: int = 0
-
-
-def measure(expected: Array, found: Array, dtype: DType) -> Distances:
-    """Measure raw elements, two by two; that some of them are equal does no harm."""
+@cache
+def _rounded(dtype: DType, via: DType) -> Array:
+    """Every value of a dtype, rounded: looking one up takes much less time than computing it."""
     import numpy as np
 
-    if dtype not in ARITHMETIC:
-        if dtype.bits % 8 or dtype.label[0] not in "IU":
-            return Distances(None)
-        kind = f"{'i' if dtype.label[0] == 'I' else 'u'}{expected.itemsize}"
-        whole, other = (np.asarray(raw.view(kind), dtype=np.float64) for raw in (expected, found))
-        return Distances(None, None, float(np.abs(whole - other).max()), float(np.abs(whole).max()))
-    wide = np.float32 if dtype.bits <= 16 else np.float64  # noqa: PLR2004 - its differences are exact enough to show
-    with np.errstate(all="ignore"):
-        wanted: Array = decode(expected, dtype).astype(wide, copy=False)
-        got: Array = decode(found, dtype).astype(wide, copy=False)
-        apart = np.abs(wanted - got)
-        largest, size = float(apart.max()), float(np.abs(wanted).max())
-    ulps = _distance(_ordered(expected, dtype), _ordered(found, dtype))
-    if np.isfinite(largest) and np.isfinite(size):
-        return Distances(ulps, int(ulps.max()), largest, size)
-    wanted_nan, got_nan = np.isnan(wanted), np.isnan(got)
-    ulps[wanted_nan & got_nan] = 0
-    ulps[wanted_nan != got_nan] = _UNORDERED
-    numbers = ~(wanted_nan | got_nan)
-    finite = np.abs(wanted[np.isfinite(wanted)])
-    return Distances(
-        ulps,
-        int(ulps[numbers].max(initial=0)),
-        float(apart[numbers].max(initial=0.0)),
-        float(finite.max(initial=0.0)),
-        int((got_nan & ~wanted_nan).sum()),
-    )
-
-
-def _ordered(raw: Array, dtype: DType) -> Array:
-    """Whole numbers in the order of the floats, so that their difference is the distance in ULPs; -0 and 0 are one.
-
-    Without a branch, which random signs would make slow: a negative float is its magnitude, negated.
-    """
-    import numpy as np
-
-    bits: Array = raw.view(f"i{raw.itemsize}").astype(np.int32 if dtype.bits <= 16 else np.int64, copy=False)  # noqa: PLR2004
-    sign = bits >> (8 * bits.itemsize - 1)
-    magnitude = (1 << (dtype.bits - 1)) - 1
-    ordered: Array = (bits ^ (sign & magnitude)) - sign
-    return ordered
-
-
-def _distance(first: Array, second: Array) -> Array:
-    """Unsigned: the distance of two doubles of different sign doesn't fit a signed number of their width."""
-    import numpy as np
-
-    return (np.maximum(first, second) - np.minimum(first, second)).view(f"u{first.itemsize}")
+    return encode(decode(np.arange(1 << dtype.bits, dtype=raw_dtype(dtype)), dtype), via)

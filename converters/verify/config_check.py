@@ -43,6 +43,15 @@ def check_target_config(expected: Config | None, found: Config | None) -> tuple[
     return (*(finding for finding in findings if finding is not None), *extra)
 
 
+def are_identical(first: object, second: object) -> bool:
+    """Whether two values of a config, or two whole ones, are the same, as JSON has it: its `1` is not its `true`."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(are_identical(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(are_identical, first, second))
+    return type(first) is type(second) and first == second
+
+
 def check_vocabulary(
     expected: Config | None, planned: Iterable[TensorInfo], found: Config | None, tensors: Iterable[TensorInfo]
 ) -> tuple[Finding, ...]:

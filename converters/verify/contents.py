@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from converters.engine import Executor
 from converters.operations.numeric import raw_dtype
@@ -37,8 +38,7 @@ class Contents(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     """Tensors as a checkpoint holds them."""
 
     reader: CheckpointReader
@@ -91,8 +91,7 @@ class _EnoughError(Exception):
     """Nobody wants the rest."""
 
 
-@dataclass(slots=True)
-class _Sink:
+class _Sink(Struct):
     take: Take
     start: int
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 from converters.engine import Progress
 from converters.plan import Plan
@@ -21,8 +22,7 @@ ModelSource = str | Callable[[Mapping[str, Any]], Any]
 """Where a model comes from: an import path `package.module:Class`, or what makes one from a config."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
+class ModelOptions(Struct, frozen=True):
     """How the levels that run models run them.
 
     Attributes:
@@ -47,13 +47,12 @@ class ModelOptions:
     prompt_tokens: int = DEFAULT_PROMPT_TOKENS
     save_reference: Path | None = None
     reference: Path | None = None
-    tolerances: Mapping[str, float] = field(default_factory=dict, hash=False)
+    tolerances: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
     resident_nbytes: int = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyContext:
+class VerifyContext(Struct, frozen=True):
     """Both sides, opened, and the plans between them.
 
     Attributes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct, field
 
 from converters.errors import WeightmapError
 from converters.operations.numeric import ARITHMETIC, decode, encode, raw_dtype
@@ -31,16 +32,14 @@ _MANTISSA: Final = {DType.F64: 52, DType.F32: 23, DType.F16: 10, DType.BF16: 7, 
 _ROUNDINGS: Final = (DType.BF16, DType.F16, DType.F8_E4M3)
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(Struct, frozen=True):
     """What probably happened, in words; and the tensor whose bytes were found, where it is another's."""
 
     text: str
     other: str | None = None
 
 
-@dataclass(slots=True)
-class Diagnoser:
+class Diagnoser(Struct):
     """Looks into tensors that differ; `expected` is right, `found` is being verified."""
 
     expected: Contents

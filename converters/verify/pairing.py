@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from converters.operations import Elementwise
 from converters.operations.cast import Cast, widens
@@ -17,8 +18,7 @@ CAST_ULPS = 1
 """Units in the last place, of the dtype that was cast to, that another tool's rounding may be away from ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pairing:
+class Pairing(Struct, frozen=True):
     """See the module.
 
     Attributes:

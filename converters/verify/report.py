@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import ClassVar, Final
+
+from msgspec import Struct, field
 
 from converters.errors import Problem, VerificationError
 from converters.text import printable
@@ -37,8 +38,7 @@ class Severity(enum.Enum):
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One thing that is wrong, or worth knowing.
 
     Names are kept as they are in the files; whoever shows them makes them printable.
@@ -66,7 +66,7 @@ class Finding:
     layer: int | None = None
     diagnosis: str | None = None
     hint: str | None = None
-    values: Mapping[str, float | int | str] = field(default_factory=dict, hash=False)
+    values: Mapping[str, float | int | str] = field(default_factory=dict)
 
     def problem(self) -> Problem:
         """The finding as one of an error's problems."""
@@ -85,8 +85,7 @@ class Finding:
         return printable("; ".join(parts))
 
 
-@dataclass(frozen=True, slots=True)
-class Measurement:
+class Measurement(Struct, frozen=True):
     """One row of a table, and one cell of a heat map: how far a tensor, module, block or prompt is off.
 
     Attributes:
@@ -115,11 +114,10 @@ class Measurement:
     added: float | None = None
     tolerance: float | None = None
     passed: bool | None = None
-    values: Mapping[str, float | int | str] = field(default_factory=dict, hash=False)
+    values: Mapping[str, float | int | str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
+class Gate(Struct, frozen=True):
     """One condition that a level must meet; the report names the one that decided.
 
     Attributes:
@@ -147,8 +145,7 @@ class Gate:
         return f"{self.name} {self.measured:.3g}{at}, must be {sign} {self.tolerance:.3g}"
 
 
-@dataclass(frozen=True, slots=True)
-class LevelResult:
+class LevelResult(Struct, frozen=True):
     """What one level came to.
 
     Attributes:
@@ -172,7 +169,7 @@ class LevelResult:
     gate: Gate | None = None
     device: str | None = None
     dtype: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    versions: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
 
     @property
@@ -181,8 +178,7 @@ class LevelResult:
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
 
 
-@dataclass(frozen=True, slots=True)
-class InputFile:
+class InputFile(Struct, frozen=True):
     """One file that was verified.
 
     Attributes:
@@ -197,8 +193,7 @@ class InputFile:
     digest_of: str
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(Struct, frozen=True):
     """One side: its role (`source` or `target`), the path as it was given, and its files."""
 
     role: str
@@ -206,16 +201,14 @@ class Input:
     files: tuple[InputFile, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(Struct, frozen=True):
     """A level that wasn't run, and why."""
 
     level: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """See the module.
 
     Attributes:
@@ -236,7 +229,7 @@ class Report:
     spec_digest: str = ""
     reverse: bool = False
     inputs: tuple[Input, ...] = ()
-    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    versions: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     started: str = ""
     seconds: float = 0.0

@@ -1,8 +1,7 @@
-"""Reports as strict JSON: dataclasses field by field, enums by value, and the floats that JSON lacks as text."""
+"""Reports as strict JSON: structs field by field, enums by value, and the floats that JSON lacks as text."""
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import math
@@ -10,6 +9,9 @@ import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import fields
 
 from converters.errors import WeightmapError
 
@@ -53,8 +55,8 @@ def _encode(value: Any) -> Any:  # noqa: ANN401 - any JSON value
         return value.value
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if dataclasses.is_dataclass(value):
-        return {one.name: _encode(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, Struct):
+        return {name: _encode(getattr(value, name)) for name in value.__struct_fields__}
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -70,11 +72,9 @@ def _decode(kind: Any, value: Any) -> Any:  # noqa: ANN401 - types are values he
         return tuple(_decode(arguments[0], item) for item in value)
     if origin is Mapping:
         return {key: _decode(arguments[1], item) for key, item in value.items()}
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        names = [one.name for one in dataclasses.fields(kind) if one.name in value]
-        made: Any = kind
-        return made(**{name: _decode(hints[name], value[name]) for name in names})
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        known = [one for one in fields(kind) if one.name in value]
+        return kind(**{one.name: _decode(one.type, value[one.name]) for one in known})
     if kind is float:
         return _NOT_FINITE[value] if isinstance(value, str) else float(value)
     return kind(value)

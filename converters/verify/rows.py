@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from converters.operations.numeric import raw_dtype
 from converters.tensor_info import TensorInfo
@@ -21,8 +22,7 @@ MAX_ROWS: Final = 1 << 20
 _LISTED: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprints:
+class Fingerprints(Struct, frozen=True):
     """A hash for each row [rows] and each column [columns] of a tensor taken as a matrix of its last axis."""
 
     rows: Array

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import platform
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+from msgspec.structs import replace
 
 from converters.convert import Options, prepare
 from converters.digests import DEFAULT_ALGORITHM, make_hasher
@@ -26,7 +28,6 @@ from converters.storage.remote_path import RemotePath
 from converters.text import printable
 from converters.verify.context import DEFAULT_PROMPT_TOKENS, Level, ModelOptions, ModelSource, VerifyContext
 from converters.verify.inputs import describing
-from converters.verify.refused import examine_refused
 from converters.verify.report import LEVELS, Input, LevelResult, Report, Skipped, Verdict
 from converters.verify.way_back import way_back
 
@@ -200,6 +201,8 @@ def _source_config(spec: Spec, source: Path, options: Options) -> Mapping[str, o
 
 def _refused(level: str, target: Path, error: WeightmapError, plan: Plan) -> LevelResult:
     """The result of any level where the target can't even be opened."""
+    from converters.verify.refused import examine_refused
+
     reason = "the target can't be opened: its parts are damaged or contradict each other"
     return LevelResult(level, Verdict.FAIL, reason, findings=examine_refused(target, error, plan))
 
@@ -236,16 +239,18 @@ def _timed(level: str, context: VerifyContext) -> LevelResult:
 
 def _versions(results: Iterable[LevelResult]) -> dict[str, str]:
     """Of what had a part in the results; a library that wasn't used is not imported to ask it."""
-    from importlib import metadata  # takes longer to import than all the rest
-
     import converters
 
+    system = platform.uname()
+    libc = "".join(platform.libc_ver())
     versions = {
         "weightmap": converters.__version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
-        "numpy": metadata.version("numpy"),
+        # platform.platform() starts a process of its own, to ask for the processor.
+        "platform": "-".join((system.system, system.release, system.machine, *(("with", libc) if libc else ()))),
     }
+    if (numpy := sys.modules.get("numpy")) is not None:
+        versions["numpy"] = numpy.__version__
     for result in results:
         versions.update(result.versions)
     return versions

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from converters.plan import Plan
 from converters.schedule import RangeJob
 
 
-@dataclass(frozen=True, slots=True)
-class Equal:
+class Equal(Struct, frozen=True):
     """`nbytes` bytes of the tensor `made`, from `made_start` on, are those of `origin` from `origin_start` on."""
 
     made: str
@@ -32,8 +32,7 @@ class Equal:
         return cls(made, job.target_offset, origin, job.source_offset, job.nbytes)
 
 
-@dataclass(slots=True)
-class Settled:
+class Settled(Struct):
     """Stretches of two sides that are known to be equal, byte for byte."""
 
     _stretches: dict[tuple[str, str, int], list[tuple[int, int]]] = field(default_factory=dict)

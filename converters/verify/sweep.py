@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from converters.engine import Executor, Progress, run_jobs
+from msgspec import Struct
+from msgspec.structs import replace
+
+from converters.copying import RangeCopy, run_jobs
+from converters.engine import Executor, Progress
 from converters.errors import Problem, WeightmapError
 from converters.plan import Plan
 from converters.schedule import Budget, Job, RangeJob, jobs
@@ -14,11 +18,13 @@ from converters.storage.base import CheckpointReader
 from converters.text import printable
 from converters.verify.compare import MEMORY_PER_THREAD, Comparison, Difference, Pair
 from converters.verify.contents import Contents
-from converters.verify.diagnosis import Diagnoser, Diagnosis
 from converters.verify.names import layer_of
 from converters.verify.pairing import Pairing
 from converters.verify.report import Finding
 from converters.verify.settled import Equal, Settled
+
+if TYPE_CHECKING:
+    from converters.verify.diagnosis import Diagnosis
 
 _MISTAKE = "this is a mistake in weightmap, not in your checkpoint; please report it"
 
@@ -26,8 +32,7 @@ MAX_DIAGNOSED = 40
 """Differing tensors that are looked into; a conversion that got more wrong got them wrong alike."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sweep:
+class Sweep(Struct, frozen=True):
     """What a sweep found.
 
     Attributes:
@@ -69,7 +74,7 @@ def sweep(
     Raises:
         MemoryBudgetError: the budget is too small.
     """
-    comparison = Comparison(stored, pairing.pairs, made_is_expected)
+    comparison = Comparison(stored, pairing.pairs, made_is_expected=made_is_expected)
     executor = _Guarded(plan, reader, comparison, progress, settled)
     share = working_budget(budget)
     numbers = [number for number, target in enumerate(plan.targets) if target.info.name in pairing.pairs]
@@ -110,22 +115,27 @@ class _Guarded(Executor):
         self.failed: dict[str, Problem] = {}
         self.copied: list[Equal] = []
 
+    def begin(self, job: RangeJob) -> list[RangeCopy] | None:
+        """Each range is read by one thread: what is to be read, and whether that fails, is for `run` to say."""
+        del job
+        return None
+
     def run(self, job: Job) -> None:
         name = self.plan.targets[job.target].info.name
         if name in self.failed:
             return
         copied = self._copied(job)
-        if copied is not None and self.settled is not None and self.settled.covers(copied):
-            self.comparison.count(name, copied.nbytes)
-            self.progress(copied.nbytes)
-            return
         try:
-            super().run(job)
+            if copied is None:
+                super().run(job)
+            elif self.settled is not None and self.settled.covers(copied):
+                self.comparison.count(name, copied.nbytes)
+                self.progress(copied.nbytes)
+            else:
+                self.comparison.compare_copied(self.reader, copied, self.progress)
+                self.copied.append(copied)
         except WeightmapError as error:
             self.failed[name] = error.problems[0]
-            return
-        if copied is not None:
-            self.copied.append(copied)
 
     def _copied(self, job: Job) -> Equal | None:
         """What holds if a job finds no difference; None unless it compares the bytes of two stored tensors."""
@@ -137,8 +147,7 @@ class _Guarded(Executor):
         return Equal.of(self.plan, job) if plain else None
 
 
-@dataclass(frozen=True, slots=True)
-class Explained:
+class Explained(Struct, frozen=True):
     """A difference as a finding, and what is known of its cause."""
 
     finding: Finding
@@ -156,9 +165,13 @@ def explain(
     made_is_expected: bool,
 ) -> list[Explained]:
     """Turn the differences of a sweep that are beyond what is allowed into findings, the first of them with a cause."""
-    diagnoser = Diagnoser(expected, got)
-    explained = []
+    explained: list[Explained] = []
     names = [name for name in pairs if name in found.differences and found.differences[name].beyond]
+    if not names and not found.failed:
+        return explained
+    from converters.verify.diagnosis import Diagnoser  # only now: it is much to import for nothing
+
+    diagnoser = Diagnoser(expected, got)
     for count, name in enumerate(names):
         pair, difference = pairs[name], found.differences[name]
         expected_name, found_name = (pair.made.name, pair.stored.name)[:: 1 if made_is_expected else -1]

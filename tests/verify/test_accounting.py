@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 
 import converters
 from converters.tensor_info import DType, TensorInfo
-from converters.verify.config_check import check_target_config, check_vocabulary
+from converters.verify import accounting
+from converters.verify.config_check import are_identical, check_target_config, check_vocabulary
 from converters.verify.report import Finding, Report, Severity, Verdict
 from tests.verify.damage import LAYER, SPEC, Tensors, edit, edit_json, make_source, make_target
 
@@ -208,6 +210,35 @@ def test_config_that_differs(check: Check, target: Path, key: str, value: object
 def test_layers_of_the_config_are_counted_in_the_keys(check: Check, target: Path) -> None:
     edit_json(target / "config.json", lambda config: config.update(num_layers=4))
     assert "config-contradicts-tensors" in found(check(level="accounting"))
+
+
+def test_a_config_that_is_as_planned_is_not_planned_with_once_more(
+    check: Check, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned: list[object] = []
+    make_plan = accounting.make_plan
+    monkeypatch.setattr(accounting, "make_plan", lambda *sides: [planned.append(sides), make_plan(*sides)][1])
+    assert check(level="accounting").verdict is Verdict.PASS
+    assert not planned
+    edit_json(target / "config.json", lambda config: config.update(unused=1))
+    check(level="accounting")
+    assert len(planned) == 1
+
+
+def test_the_report_names_the_platform(check: Check) -> None:
+    found = check(level="accounting").versions["platform"]
+    for part in (platform.system(), platform.release(), platform.machine(), *platform.libc_ver()):
+        assert part in found
+
+
+def test_configs_are_identical_only_if_all_of_them_is() -> None:
+    config = {"layers": 3, "sizes": [1, {"width": 8}], "tied": False, "rate": 1.0, "none": None}
+    assert are_identical(config, json.loads(json.dumps(config, sort_keys=True)))
+    others = [{"tied": 0}, {"rate": 1}, {"layers": 3.0}, {"more": None}, {"none": False}, {"sizes": [1]}]
+    others += [{"sizes": [1, {"width": True}]}, {"sizes": [True, {"width": 8}]}, {"sizes": {"width": 8}}]
+    for other in others:
+        assert not are_identical(config, {**config, **other}), other
+        assert not are_identical({**config, **other}, config), other
 
 
 def test_missing_config_and_missing_key_and_extra_key(check: Check, target: Path) -> None:

@@ -10,7 +10,9 @@ from hypothesis.extra import numpy as arrays
 
 from converters.operations.numeric import decode, float_dtype, raw_dtype
 from converters.tensor_info import DType, TensorInfo
-from converters.verify.compare import CHUNK, CLOSE_LOOK, Comparison, Difference, Pair, measure
+from converters.verify.compare import CHUNK, CLOSE_LOOK, Comparison, Difference, Pair
+from converters.verify.distances import measure
+from converters.verify.settled import Equal
 
 FLOATS = (DType.F16, DType.BF16, DType.F32, DType.F64, DType.F8_E4M3, DType.F8_E5M2)
 
@@ -18,18 +20,20 @@ FLOATS = (DType.F16, DType.BF16, DType.F32, DType.F64, DType.F8_E4M3, DType.F8_E
 class Held:
     """A reader of one tensor that lies in memory."""
 
-    def __init__(self, raw: np.ndarray) -> None:
+    def __init__(self, raw: np.ndarray, name: str = "stored") -> None:
         self.data = raw.tobytes()
+        self.name = name
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        assert name == "stored"
+        assert name == self.name
+        assert offset + len(buffer) <= len(self.data)
         buffer[:] = self.data[offset : offset + len(buffer)]
 
 
 def compare(
     made: np.ndarray, stored: np.ndarray, pair: Pair, *, made_is_expected: bool = True, cut: int = 0
 ) -> Difference | None:
-    comparison = Comparison(Held(stored), {"made": pair}, made_is_expected)  # type: ignore[arg-type]
+    comparison = Comparison(Held(stored), {"made": pair}, made_is_expected=made_is_expected)  # type: ignore[arg-type]
     raw = memoryview(made.tobytes())
     width = made.itemsize
     for start, stop in ((0, cut * width), (cut * width, len(raw))):
@@ -136,3 +140,49 @@ def test_no_bound_measures_and_fails_nothing() -> None:
     difference = compare(raw, raw + 1, pair_of(DType.F32, ulps=None))
     assert difference is not None
     assert (difference.differing, difference.beyond, difference.first, difference.max_ulps) == (8, 0, None, 1)
+
+
+@pytest.mark.parametrize("dtype", [DType.F16, DType.F32, DType.F4])
+@given(data=st.data())
+def test_a_plain_copy_is_compared_as_it_would_be_if_it_were_made(dtype: DType, data: st.DataObject) -> None:
+    width = max(dtype.bits, 8) // 8
+    chunk = CHUNK // width
+    size = data.draw(st.sampled_from([1, 9, chunk - 1, chunk, chunk + 1, 2 * chunk + 3]))
+    ahead, behind = data.draw(st.integers(0, 3)), data.draw(st.integers(0, 3))
+    rng = np.random.default_rng(0)
+    made = rng.integers(0, 1 << 8 * width, size, dtype=raw_dtype(dtype))
+    stored = made.copy()
+    for place in data.draw(st.lists(st.sampled_from([0, size // 2, size - 1, min(size, chunk) - 1]), max_size=3)):
+        stored[place] ^= 1
+    pair = pair_of(dtype, size=size * 8 * width // dtype.bits)
+    origin = Held(
+        np.concatenate([rng.integers(0, 9, ahead), made, rng.integers(0, 9, behind)]).astype(made.dtype), "of"
+    )
+    start, stop = sorted(data.draw(st.tuples(st.integers(0, size), st.integers(0, size))))
+    passed: list[int] = []
+    comparison = Comparison(Held(stored), {"made": pair}, made_is_expected=True)  # type: ignore[arg-type]
+    for first, last in ((start, stop), (0, start), (stop, size)):  # in whatever order
+        same = Equal("made", first * width, "of", (ahead + first) * width, (last - first) * width)
+        comparison.compare_copied(origin, same, passed.append)  # type: ignore[arg-type]
+    found, wanted = comparison.found.get("made"), compare(made, stored, pair)
+    for each in (found, wanted):
+        if each is not None:
+            each.max_expected = 0.0  # depends on how many elements are looked at together
+    assert repr(found) == repr(wanted)  # NaN is not itself
+    assert sum(passed) == comparison.compared["made"] == size * width
+
+
+@pytest.mark.parametrize(
+    ("dtype", "via"), [(DType.F16, DType.BF16), (DType.F16, DType.F8_E4M3), (DType.BF16, DType.F16)]
+)
+def test_every_value_of_16_bits_is_rounded_before_it_is_compared(dtype: DType, via: DType) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    every = every[~np.isnan(decode(every, dtype).astype(np.float32))]
+    with np.errstate(all="ignore"):
+        through = decode(every, dtype).astype(np.float32).astype(float_dtype(via)).view(raw_dtype(via))
+    pair = Pair(TensorInfo("made", (every.size,), via), TensorInfo("stored", (every.size,), dtype), via)
+    assert compare(through, every, pair) is None
+    through[1 << 14] ^= 1
+    difference = compare(through, every, pair)
+    assert difference is not None
+    assert (difference.beyond, difference.first) == (1, 1 << 14)

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from msgspec import Struct
+
 from converters.bind import BoundRule, BoundTerm
 from converters.keys import Binding, CompiledPattern
 from converters.match_problems import MatchProblems
@@ -26,20 +28,17 @@ SHOWN = 8
 """Indices that a message lists."""
 
 
-class Instance:
+class Instance(Struct, eq=False, gc=False):
     """One instance of a rule: what its placeholders stand for, and the source tensors of each term.
 
     A checkpoint may have a million of them, most with a single key, so these hold no more than its source's number.
     """
 
-    __slots__ = ("_extents", "_found", "binding", "single")
-
-    def __init__(self, binding: Binding, single: int | None = None) -> None:
-        """`single` is the source, by number, where the rule has one key, and no axis lives in it."""
-        self.binding = binding
-        self.single = single
-        self._found: dict[tuple[int, Replica], dict[Coordinates, int]] | None = None
-        self._extents: dict[str, int] | None = None
+    binding: Binding
+    single: int | None = None
+    """The source, by number, where the rule has one key, and no axis lives in it."""
+    _found: dict[tuple[int, Replica], dict[Coordinates, int]] | None = None
+    _extents: dict[str, int] | None = None
 
     @property
     def found(self) -> dict[tuple[int, Replica], dict[Coordinates, int]]:
@@ -82,6 +81,9 @@ class Completeness:
         if not has_one_key(rule):
             for instance in instances:
                 self._check_instance(rule, instance)
+        # No two instances are the same, and each is one of all there can be, so that as many as these can't lack one.
+        if len(instances) == _most(rule):
+            return
         self._check_ranges(rule, instances)
         self._check_choices(rule, instances)
 
@@ -268,6 +270,18 @@ def _ranged(rule: BoundRule) -> tuple[list[str], list[Sequence[int]]]:
     """The placeholders of a rule's instances whose indices are known, and these."""
     known = {name: indices for name in rule.shape.instances if (indices := rule.indices(name)) is not None}
     return list(known), list(known.values())
+
+
+def _most(rule: BoundRule) -> int | None:
+    """How many instances the rule can have; None where nothing says so."""
+    count = 1
+    for name in rule.shape.instances:
+        kind = rule.shape.kinds[name]
+        values = kind.names if isinstance(kind, Choice) else rule.indices(name)
+        if values is None:
+            return None
+        count *= length(values)
+    return count
 
 
 def _is_wanted(rule: BoundRule, names: Sequence[str], at: Sequence[int | str]) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from converters.bind import BoundRule
 from converters.errors import Problem
@@ -20,8 +21,7 @@ NARROWEST_CAST_BITS = 16
 """Bits: narrower floats mean something only together with their scales, so a blanket cast leaves them alone."""
 
 
-@dataclass(slots=True)
-class Draft:
+class Draft(Struct):
     """A target while the rules that make it are being collected; a grid of scales isn't cast by a blanket cast."""
 
     info: TensorInfo
@@ -84,15 +84,27 @@ class Coverage:
 
         `made` are the tensors whose numbers come after those of the sources.
         """
-        problems = [problem for draft in self.drafts.values() for problem in self._check_target(draft)]
-        for number, info in enumerate([*(source.info for source in self.sources), *made]):
+        problems = []
+        for draft in self.drafts.values():
+            if not self._is_one_copy(draft):
+                problems.extend(self._check_target(draft))
+        infos = [source.info for source in self.sources]
+        for number, info in enumerate([*infos, *made]):
             if number in self.whole:
                 continue
-            if number not in self.reads or not self._tiles(self.reads[number], info.size, target=False):
+            copies = self.reads.get(number)
+            if copies is None or not self._tiles(copies, info.size, target=False):
                 what = f"{printable(str(info))}: not every element is used exactly once"
                 hint = "a block that one rule leaves out ('_') must be taken by another"
                 problems.append(Problem(what, spec_path or None, hint))
         return problems
+
+    def _is_one_copy(self, draft: Draft) -> bool:
+        """Whether a target is known to be written once by a single copy, as most are."""
+        info = draft.info
+        if len(draft.moves) != 1 or draft.fills or draft.generator is not None or info.dtype.bits % 8:
+            return False
+        return self._tiles([draft.moves[0].copy], info.size, target=True)
 
     def _check_target(self, draft: Draft) -> list[Problem]:
         info, rule = draft.info, draft.rules[0].rule
@@ -110,11 +122,8 @@ class Coverage:
         return []
 
     def _tiles(self, copies: Sequence[StridedCopy], size: int, *, target: bool) -> bool:
-        if len(copies) == 1 and copies[0].is_range:
-            start = copies[0].target_start if target else copies[0].source_start
-            return start == 0 and copies[0].size == size
-        # Layers share their geometry, so each distinct case is proved once.
-        case = (tuple(copies), size, target)
+        # Layers share their geometry, so each distinct case is proved once. Mostly they share the very same copy.
+        case: object = (id(copies[0]), size, target) if len(copies) == 1 else (tuple(copies), size, target)
         if case not in self._proved:
             box = target_box if target else source_box
             self._proved[case] = tiles_exactly((box(copy) for copy in copies), size)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.axis_sizes import linear_size
 from converters.layout import Axis, Block, Blocks, Group, Item, Layout, Number, Rest, walk
 from converters.operands import LayoutMismatchError, Operand
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(Struct, frozen=True):
     """The operands of a grid, and the size of each of its axes.
 
     Attributes:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal as OneOf
+
+from msgspec import Struct
 
 from converters.errors import Location, SpecError
 from converters.expression_operators import Binary, Negation
 from converters.expressions import Expression, Literal, Name
 
 
-@dataclass(frozen=True, slots=True)
-class IndexForm:
+class IndexForm(Struct, frozen=True, gc=False):
     """`factor * i + offset`, divided by `divisor` or reduced modulo it where `operator` says so."""
 
     factor: int = 1

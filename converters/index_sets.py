@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from converters.errors import Location, SpecError
 from converters.expressions import Expression, Scope, Unresolved, Value
 from converters.text import printable
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(Struct, frozen=True, eq=False):
     """A `when:` that looks at a rule's placeholders, and is decided for each of its matches."""
 
     expression: Expression
-    scope: Scope = field(compare=False, hash=False)
+    scope: Scope
     path: str = ""
     location: Location | None = None
 

@@ -7,9 +7,10 @@ times is looked at once. Siblings with the same number then share one label: `la
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from converters.key_labels import customary_place, gather, is_index, label_of
 from converters.tensor_info import DType, TensorInfo
@@ -22,8 +23,7 @@ MAX_COLUMN_WIDTH = 64
 """A label wider than this sticks out, and leaves the columns of the other lines where they are."""
 
 
-@dataclass(frozen=True, slots=True)
-class KeyNode:
+class KeyNode(Struct, frozen=True, gc=False):
     """A node of the tree, standing for one or many equal subtrees.
 
     Attributes:
@@ -109,14 +109,17 @@ class _Structures:
     def number_of(self, tensors: Iterable[TensorInfo]) -> int:
         """The number of the tree that these tensors make."""
         members_of: dict[str | None, list[str | int]] = {None: []}
+        parent: str | None
         paths_by_depth: list[list[str]] = [[] for _ in range(MAX_KEY_DEPTH)]
-        kinds: dict[tuple[tuple[int, ...], str], int] = {}
+        kinds: dict[tuple[tuple[int, ...], DType], int] = {}
         for tensor in tensors:
-            kind = (tensor.shape, tensor.dtype.label)
+            kind = (tensor.shape, tensor.dtype)
             number = kinds.get(kind)
             if number is None:
                 number = kinds[kind] = self._add(tensor, [], (1, tensor.nbytes))
-            parent, name = _split(tensor.name)
+            parent, dot, name = tensor.name.rpartition(".")
+            if not dot or len(parent) >= MAX_KEY_DEPTH:
+                parent, name = _split(tensor.name)
             members = members_of.get(parent)
             if members is None:
                 members = _begin(parent, members_of, paths_by_depth)
@@ -125,7 +128,9 @@ class _Structures:
         for paths in reversed(paths_by_depth):
             for path in paths:
                 number = self._number(tuple(members_of.pop(path)))
-                parent, name = _split(path)
+                parent, dot, name = path.rpartition(".")
+                if not dot or len(parent) >= MAX_KEY_DEPTH:
+                    parent, name = _split(path)
                 members = members_of.get(parent)
                 if members is None:
                     members = _begin(parent, members_of, paths_by_depth)

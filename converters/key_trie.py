@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Sequence
+from functools import reduce
+
+from msgspec import Struct
 
 from converters.keys import Binding, CompiledPart, CompiledPattern, match_segment
 from converters.pattern import Choice
 
 MAX_REMEMBERED = 10_000
-"""Beginnings of keys that a trie remembers at once. Keys of one layer or expert mostly stand together in a file."""
+"""Steps that a trie remembers at once. Names of layers, experts and parameters are few, whatever their combinations."""
 
-MAX_REMEMBERED_KEY = 400
-"""Characters of a key whose beginnings are remembered, each by itself: a longer one isn't worth the memory."""
+MAX_REMEMBERED_TEXT = 400
+"""Characters of a segment that is remembered: a longer one isn't worth the memory."""
 
 
 def _accepted(part: CompiledPart) -> object:
@@ -21,35 +25,85 @@ def _accepted(part: CompiledPart) -> object:
     return part.kind.names if isinstance(part.kind, Choice) else type(part.kind)
 
 
-@dataclass(slots=True)
-class _Node:
-    literal: dict[str, _Node] = field(default_factory=dict)
-    computed: dict[tuple[object, ...], tuple[tuple[CompiledPart, ...], _Node]] = field(default_factory=dict)
-    ends: list[tuple[CompiledPattern, int]] = field(default_factory=list)
+class _Node(Struct, eq=False):
+    literal: dict[str, _Node] = {}
+    computed: dict[tuple[object, ...], tuple[tuple[CompiledPart, ...], _Node]] = {}
+    ends: list[tuple[CompiledPattern, int]] = []
 
 
-_Reached = list[tuple[_Node, tuple[str, ...]]]
-"""Where the beginning of a key leads to, and the text of each placeholder on the way."""
+class _State(dict[str, "_State"]):
+    """The nodes that the beginning of a key leads to, what ends there, and where each segment leads to from there.
+
+    A segment that is asked for is looked up as in any dictionary; of a new one it is worked out and remembered.
+    """
+
+    __slots__ = ("ends", "nodes", "states")
+
+    def __init__(self, nodes: Sequence[_Node], states: _States) -> None:
+        super().__init__()
+        self.nodes = nodes
+        self.states = states
+        self.ends = [end for node in nodes for end in node.ends]
+
+    def __missing__(self, text: str) -> _State:
+        nodes: list[_Node] = []
+        for node in self.nodes:
+            for parts, child in reversed(node.computed.values()):
+                if match_segment(parts, text) is not None:
+                    nodes.append(child)
+            literal = node.literal.get(text)
+            if literal is not None:
+                nodes.append(literal)
+        following = self.states.of(nodes)
+        if len(text) <= MAX_REMEMBERED_TEXT:
+            self.states.make_room()
+            self[text] = following
+        return following
+
+
+class _States:
+    """The states of a trie: where keys begin, and one for each set of nodes that they lead to."""
+
+    def __init__(self, root: _Node) -> None:
+        self.start = _State([root], self)
+        self._by_nodes: dict[tuple[int, ...], _State] = {}
+        self._remembered = 0
+
+    def of(self, nodes: Sequence[_Node]) -> _State:
+        """The state of these nodes."""
+        case = tuple(map(id, nodes))
+        if case not in self._by_nodes:
+            self._by_nodes[case] = _State(nodes, self)
+        return self._by_nodes[case]
+
+    def make_room(self) -> None:
+        """Count one more step that is remembered; where there are too many, all of them are forgotten first."""
+        if self._remembered >= MAX_REMEMBERED:
+            for state in (self.start, *self._by_nodes.values()):
+                state.clear()
+            self._by_nodes.clear()
+            self._remembered = 0
+        self._remembered += 1
 
 
 class KeyTrie:
     """Patterns by their segments; each is added with a number that `match` gives back.
 
-    Keys of one layer begin alike, so it is remembered where a beginning leads to.
+    It remembers where each segment leads to from where, so that a key takes no more than a look-up for each of its own.
     """
 
     def __init__(self) -> None:
         self.root = _Node()
         self.dotted: list[tuple[CompiledPattern, int]] = []
         self._dots: set[int] = set()
-        self._remembered: dict[str, _Reached] = {}
+        self._start = _States(self.root).start
 
     def add(self, pattern: CompiledPattern, number: int) -> None:
         """Add a pattern."""
         if pattern.dotted is not None:
             self.dotted.append((pattern, number))
             return
-        self._remembered.clear()
+        self._start = _States(self.root).start
         self._dots.add(len(pattern.segments) - 1)
         node = self.root
         for segment in pattern.segments:
@@ -63,47 +117,13 @@ class KeyTrie:
         """The numbers of all patterns that the key matches, and what their placeholders stand for."""
         found: list[tuple[int, Binding]] = []
         if key.count(".") in self._dots:
-            for node, captures in self._reached(key):
-                for pattern, number in node.ends:
-                    binding = pattern.bind(captures)
-                    if binding is not None:
-                        found.append((number, binding))
+            texts = key.split(".")
+            for pattern, number in reduce(operator.getitem, texts, self._start).ends:
+                binding = pattern.bind_segments(texts)
+                if binding is not None:
+                    found.append((number, binding))
         for pattern, number in self.dotted:
             binding = pattern.match(key)
             if binding is not None:
                 found.append((number, binding))
         return found
-
-    def _reached(self, key: str) -> _Reached:
-        """Where a whole key leads to from the root."""
-        reached: _Reached = [(self.root, ())]
-        if len(key) > MAX_REMEMBERED_KEY:
-            for text in key.split("."):
-                reached = _step(reached, text)
-            return reached
-        above, dot, last = key.rpartition(".")
-        return _step(self._after(above) if dot else reached, last)
-
-    def _after(self, path: str) -> _Reached:
-        """Where the beginning of a key leads to."""
-        reached = self._remembered.get(path)
-        if reached is None:
-            reached = self._reached(path)
-            if len(self._remembered) >= MAX_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[path] = reached
-        return reached
-
-
-def _step(reached: _Reached, text: str) -> _Reached:
-    """One segment further."""
-    following: _Reached = []
-    for node, captures in reached:
-        for parts, child in reversed(node.computed.values()):
-            captured = match_segment(parts, text)
-            if captured is not None:
-                following.append((child, captures + captured))
-        literal = node.literal.get(text)
-        if literal is not None:
-            following.append((literal, captures))
-    return following

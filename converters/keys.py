@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from converters.errors import Location, SpecError
 from converters.index_form import PLAIN, IndexForm, index_form, is_solvable, solve_index
@@ -21,8 +23,7 @@ def is_index(text: str) -> bool:
     return len(text) <= MAX_DIGITS and text.isascii() and text.isdigit() and (text[0] != "0" or len(text) == 1)
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledHole:
+class CompiledHole(Struct, frozen=True):
     """A placeholder's occurrence with its kind, and for an index its arithmetic, worked out."""
 
     name: str
@@ -69,8 +70,11 @@ class CompiledPattern:
         dotted = (index for index, segment in enumerate(self.segments) if any(map(_is_dotted, segment)))
         self.dotted = next(dotted, None)
         """The number of the segment with a placeholder that dots may stand in."""
+        self._alone = self._segments_of_holes() if self.simple and self.dotted is None else None
         self._numeric = tuple((hole.name, isinstance(hole.kind, Index)) for hole in self.holes)
-        self._pieces, self._slots = self._template()
+        self._pieces, self._slots = self._in_pieces()
+        self._template = self._text_template()
+        self._values = operator.itemgetter(*[name for _, name, _ in self._slots] or [""])
         for name in self.names:
             forms = [hole.form for hole in self.holes if hole.name == name]
             if not is_solvable(forms):
@@ -89,6 +93,33 @@ class CompiledPattern:
             return CompiledHole(name, kinds[name])
         name = next(iter(sorted(hole.expression.names() & kinds.keys())))
         return CompiledHole(name, kinds[name], index_form(hole.expression, name, dims, location))
+
+    def _segments_of_holes(self) -> tuple[tuple[str, bool, int], ...] | None:
+        """Name, whether it is a number, and segment of each placeholder; None where one shares its segment."""
+        found: list[tuple[str, bool, int]] = []
+        for number, segment in enumerate(self.segments):
+            for part in segment:
+                if isinstance(part, CompiledHole):
+                    if len(segment) > 1:
+                        return None
+                    found.append((part.name, isinstance(part.kind, Index), number))
+        return tuple(found)
+
+    def bind_segments(self, texts: Sequence[str]) -> Binding | None:
+        """What the placeholders stand for in a key of these segments, if each fits; None where they disagree."""
+        if self._alone is not None:
+            return {name: int(texts[at]) if numeric else texts[at] for name, numeric, at in self._alone}
+        return self._captured(texts)
+
+    def _captured(self, texts: Sequence[str]) -> Binding | None:
+        """What the placeholders stand for in a key of these segments; None where one of them doesn't fit."""
+        captures: tuple[str, ...] = ()
+        for parts, text in zip(self.segments, texts, strict=True):
+            captured = match_segment(parts, text)
+            if captured is None:
+                return None
+            captures += captured
+        return self.bind(captures)
 
     def bind(self, captures: Sequence[str]) -> Binding | None:
         """What the placeholders stand for, from the text of each occurrence in order; None where they disagree."""
@@ -113,6 +144,10 @@ class CompiledPattern:
 
     def format(self, binding: Binding) -> str | None:
         """The key for a binding; None where arithmetic would make a negative number."""
+        if self._template is not None:
+            key = self._template % self._values(binding) if self._slots else self._template
+            if "-" not in key:  # else a number may be negative
+                return key
         pieces = self._pieces.copy()
         for position, name, form in self._slots:
             value = binding[name]
@@ -124,7 +159,18 @@ class CompiledPattern:
             pieces[position] = str(value)
         return "".join(pieces)
 
-    def _template(self) -> tuple[list[str], list[tuple[int, str, IndexForm | None]]]:
+    def _text_template(self) -> str | None:
+        """The key with `%s` in place of each placeholder; None where a number is computed with."""
+        if any(form is not None for _, _, form in self._slots):
+            return None
+        if not self._slots:
+            return "".join(self._pieces)
+        pieces = [piece.replace("%", "%%") for piece in self._pieces]
+        for position, _, _ in self._slots:
+            pieces[position] = "%s"
+        return "".join(pieces)
+
+    def _in_pieces(self) -> tuple[list[str], list[tuple[int, str, IndexForm | None]]]:
         """The key in pieces, and which of them stand for placeholders; a form where a number is computed with."""
         pieces: list[str] = []
         slots: list[tuple[int, str, IndexForm | None]] = []
@@ -146,13 +192,7 @@ class CompiledPattern:
             texts = [*texts[: self.dotted], ".".join(texts[self.dotted : rest]), *texts[rest:]]
         elif len(texts) != len(self.segments):
             return None
-        captures: tuple[str, ...] = ()
-        for parts, text in zip(self.segments, texts, strict=True):
-            captured = match_segment(parts, text)
-            if captured is None:
-                return None
-            captures += captured
-        return self.bind(captures)
+        return self._captured(texts)
 
 
 def _is_dotted(part: CompiledPart) -> bool:

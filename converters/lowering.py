@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.axis_merge import merge_unknown
 from converters.axis_sizes import UnsolvedError, linear_size, solve_sizes
@@ -22,8 +24,7 @@ MAX_KEYS = 1_000_000
 """Tensors that one rule may make of one; a safetensors header, of 100 MB at most, has no room for more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True, gc=False):
     """One copy between the tensor of a source operand and that of a target operand.
 
     `source_index` and `target_index` give the coordinates along the operands' `key_axes`.
@@ -36,8 +37,7 @@ class Piece:
     copy: StridedCopy
 
 
-@dataclass(frozen=True, slots=True)
-class Loose:
+class Loose(Struct, frozen=True, gc=False):
     """A block that only one side has.
 
     Attributes:
@@ -51,8 +51,7 @@ class Loose:
     copy: StridedCopy
 
 
-@dataclass(frozen=True, slots=True)
-class Lowered:
+class Lowered(Struct, frozen=True):
     """What a rule does to tensors of given shapes.
 
     Attributes:
@@ -165,8 +164,7 @@ def _unknown_sizes(operands: Sequence[Operand], sizes: Mapping[str, int]) -> Pro
     return problems
 
 
-@dataclass(frozen=True, slots=True)
-class _Matched:
+class _Matched(Struct, frozen=True):
     """The leaves of both sides that hold the same elements, and those that only one side has."""
 
     pairs: Sequence[tuple[_End, _End]]
@@ -205,8 +203,7 @@ def _match(
     return _Matched(pairs, loose_sources, loose_targets)
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
+class _End(Struct, frozen=True):
     """One end of a pair of leaves: its operand, by number too, and the leaf in it."""
 
     number: int

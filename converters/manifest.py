@@ -11,13 +11,15 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 import converters
 from converters.errors import CheckpointError, WeightmapError
 from converters.plan import Plan
+from converters.schedule import needs_arrays
 from converters.spec import Spec
 from converters.storage.checkpoint import resolve_member
 from converters.storage.file_digests import FileDigests
@@ -35,8 +37,7 @@ _MOST_DIGITS: Final = 11
 """Of seconds since 1970: enough for a thousand years, and few enough for every system's calendar."""
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(Struct, frozen=True):
     """A file that was read.
 
     Attributes:
@@ -159,16 +160,16 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 def _text(manifest: Mapping[str, Any]) -> str:
     """JSON with a line for each file and each tensor: to be read by people, compared by `diff`, and short."""
+    encode = json.JSONEncoder().encode  # one for all: `json.dumps` asks for its options each time
     parts = []
     for key, value in manifest.items():
         if isinstance(value, list) and value:
-            body = "[\n" + ",\n".join(f"  {json.dumps(each)}" for each in value) + "\n ]"
+            body = "[\n" + ",\n".join(f"  {encode(each)}" for each in value) + "\n ]"
         elif key == "tensors" and value:
-            lines = (f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in value.items())
-            body = "{\n" + ",\n".join(lines) + "\n }"
+            body = "{\n" + ",\n".join(f"  {encode(name)}: {encode(each)}" for name, each in value.items()) + "\n }"
         else:
-            body = json.dumps(value)
-        parts.append(f" {json.dumps(key)}: {body}")
+            body = encode(value)
+        parts.append(f" {encode(key)}: {body}")
     return "{\n" + ",\n".join(parts) + "\n}"
 
 
@@ -179,8 +180,7 @@ def _fields(each: Input) -> list[tuple[str, Any]]:
 def _versions(plan: Plan) -> dict[str, str]:
     """What could make a difference to the bytes."""
     versions = {"weightmap": converters.__version__, "python": platform.python_version()}
-    ways = plan.bytes_by_way()
-    if any(nbytes for way, nbytes in ways.items() if way != "copied"):
+    if needs_arrays(plan):
         import numpy as np
 
         versions["numpy"] = np.__version__
@@ -189,6 +189,7 @@ def _versions(plan: Plan) -> dict[str, str]:
 
 def _tensors(plan: Plan, outputs: Sequence[FileDigests]) -> dict[str, Any]:
     placed = {extent.name: (each.file, extent) for each in outputs for extent in each.tensors}
+    names = [source.info.name for source in plan.sources]
     tensors = {}
     for target in plan.targets:
         info = target.info
@@ -196,7 +197,7 @@ def _tensors(plan: Plan, outputs: Sequence[FileDigests]) -> dict[str, Any]:
         if info.name in placed:
             file, extent = placed[info.name]
             entry |= {"file": file, "bytes": [extent.start, extent.end], "digest": extent.digest}
-        entry["from"] = [plan.sources[number].info.name for number in plan.sources_of(target)]
+        entry["from"] = [names[number] for number in plan.sources_of(target)]
         tensors[info.name] = entry
     return tensors
 
@@ -204,10 +205,10 @@ def _tensors(plan: Plan, outputs: Sequence[FileDigests]) -> dict[str, Any]:
 def _dtype_changes(plan: Plan) -> list[dict[str, str]]:
     changes = []
     for target in plan.targets:
-        to = str(target.info.dtype)
+        to = target.info.dtype
+        read = {plan.tensor(move.source).dtype for move in target.moves} - {to}
         # In an order of their own: that of a set differs from run to run.
-        read = sorted({str(plan.tensor(move.source).dtype) for move in target.moves} - {to})
-        changes += [{"tensor": target.info.name, "from": dtype, "to": to} for dtype in read]
+        changes += [{"tensor": target.info.name, "from": each, "to": str(to)} for each in sorted(map(str, read))]
     return changes
 
 

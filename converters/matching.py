@@ -6,7 +6,9 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.bind import BoundRule, BoundSpec
 from converters.completeness import Completeness, Instance, has_one_key, length
@@ -23,16 +25,14 @@ from converters.spec import Drop, Term
 from converters.text import printable
 
 
-@dataclass(frozen=True, slots=True)
-class RuleMatch:
+class RuleMatch(Struct, frozen=True):
     """A rule and its instances, in the order in which their keys were found."""
 
     rule: BoundRule
     instances: Sequence[Instance]
 
 
-@dataclass(frozen=True, slots=True)
-class Matches:
+class Matches(Struct, frozen=True):
     """All that matching found; with problems, the rest is of no use."""
 
     rules: tuple[RuleMatch, ...]
@@ -63,8 +63,7 @@ def takes_part(term: Term) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     """One key of a rule, and what every key of a checkpoint that it matches is asked.
 
     Attributes:
@@ -72,6 +71,8 @@ class _Entry:
         term: the number of the term.
         replica: the number of the key within the term.
         is_single: whether each match is an instance of its own.
+        names: the placeholders that tell the rule's instances apart.
+        place: the term, and the key within it where no copies live in it; see `Instance.found`.
         limits: for each of its placeholders whose range has a known start: its name, the first index, and the last one
             plus one, or infinity.
         positions: for each of its placeholders whose indices a list gives, where each index lies in it.
@@ -83,6 +84,8 @@ class _Entry:
     term: int
     replica: int
     is_single: bool
+    names: tuple[str, ...]
+    place: tuple[int, tuple[int, ...]]
     limits: tuple[tuple[str, int, float], ...]
     positions: Mapping[str, Mapping[int, int]]
     key_axes: tuple[tuple[str, int], ...]
@@ -107,6 +110,8 @@ def _entry(rule: BoundRule, term: int, replica: int) -> _Entry:
         term,
         replica,
         has_one_key(rule) and names == (*rule.shape.instances,),
+        tuple(rule.shape.instances),
+        (term, (replica,)),
         tuple(
             (name, start, rule.ranges[name][1] if name in rule.ranges else math.inf)
             for name, start in rule.starts.items()
@@ -147,8 +152,11 @@ class _Matcher:
         drops = self.bound.spec.source.drop
         for source, key in enumerate(self._keys()):
             matched = self.trie.match(key)
+            if len(matched) == 1 and not drops and self._takes(*matched[0]):
+                self._claim(source, *matched[0])  # as of most keys, so it is worth a look
+                continue
             claims = [claim for claim in matched if self._takes(*claim)]
-            reasons = [drop for drop in drops if matches_drop(drop.pattern, key)]
+            reasons = [drop for drop in drops if matches_drop(drop.pattern, key)] if drops else []
             if not claims:
                 if reasons:
                     dropped.append(Dropped(source, reasons[0].reason))
@@ -269,13 +277,14 @@ class _Matcher:
         if entry.is_single:
             self.singles[rule.number].append(Instance(binding, source))
             return
-        chosen = {name: binding[name] for name in rule.shape.instances}
-        at = tuple(chosen.values())
+        at = tuple([binding[name] for name in entry.names])
         instances = self.instances[rule.number]
         instance = instances.get(at)
         if instance is None:
-            instance = instances[at] = Instance(chosen)
-        place = (entry.term, (entry.replica, *entry.at(entry.copy_axes, binding)))
+            instance = instances[at] = Instance(dict(zip(entry.names, at, strict=True)))
+        place = entry.place
+        if entry.copy_axes:
+            place = (entry.term, (entry.replica, *entry.at(entry.copy_axes, binding)))
         found = instance.found.get(place)
         if found is None:
             found = instance.found[place] = {}
@@ -324,7 +333,10 @@ def _outside(entry: _Entry, binding: Binding) -> str | None:
         value = binding[name]
         if isinstance(value, int) and not start <= value < stop:
             return name
-    return next((name for name, indices in entry.positions.items() if binding[name] not in indices), None)
+    for name, indices in entry.positions.items():
+        if binding[name] not in indices:
+            return name
+    return None
 
 
 def _with_counts(rule: BoundRule, counts: Mapping[str, int]) -> BoundRule:

@@ -7,8 +7,9 @@ engine will import, and the buffers of the schedule. The file cache is not the p
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from converters.plan import Plan
 from converters.schedule import Budget, needs_arrays, peak_memory
@@ -27,8 +28,7 @@ _STATUS = Path("/proc/self/status")
 _NUMPYS_OWN = (DType.F16, DType.F32, DType.F64)
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryEstimate:
+class MemoryEstimate(Struct, frozen=True, gc=False):
     """Bytes of resident memory.
 
     Attributes:
@@ -70,8 +70,10 @@ def measured_peak() -> int:
 
 
 def _libraries(plan: Plan) -> int:
+    if not needs_arrays(plan):
+        return 0
     nbytes = 0
-    if "numpy" not in sys.modules and needs_arrays(plan):
+    if "numpy" not in sys.modules:
         nbytes += NUMPY_NBYTES
     if "ml_dtypes" not in sys.modules and _computes_beyond_numpy(plan):
         nbytes += ML_DTYPES_NBYTES

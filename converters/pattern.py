@@ -8,14 +8,16 @@ computed with where that can be undone: `{i+1}`, `{L-1-i}`, and `{i//3}` beside 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.dims import Expression, parse_expression
 from converters.errors import Location, SpecError
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(Struct, frozen=True):
     """A whole number, without leading zeros; with `stop`, every number of `start..stop-1` must occur.
 
     With `listed`, an expression for a list of the config, it is one of its numbers, each of which must occur.
@@ -35,16 +37,14 @@ class Index:
         return Index(*(each.swap_configs() if each else None for each in (self.start, self.stop, self.listed)))
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(Struct, frozen=True, gc=False):
     """Any text without a dot."""
 
     def __str__(self) -> str:
         return "name"
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True, gc=False):
     """One of a few names; with `every`, each of them must occur."""
 
     names: tuple[str, ...]
@@ -54,8 +54,7 @@ class Choice:
         return ("&" if self.every else "|").join(self.names)
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
+class Path(Struct, frozen=True, gc=False):
     """One or more segments, dots included."""
 
     def __str__(self) -> str:
@@ -65,8 +64,7 @@ class Path:
 Kind = Index | Name | Choice | Path
 
 
-@dataclass(frozen=True, slots=True)
-class Hole:
+class Hole(Struct, frozen=True):
     """A placeholder's occurrence: a plain name or something computed from one, and its kind where one is written."""
 
     expression: Expression
@@ -84,23 +82,20 @@ class Hole:
 Part = str | Hole
 
 
-@dataclass(frozen=True, slots=True)
-class KeyPattern:
+class KeyPattern(Struct, frozen=True, dict=True):
     """A pattern, as the parts of its dot-separated segments."""
 
     segments: tuple[tuple[Part, ...], ...]
-    _holes: tuple[Hole, ...] = field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Find the placeholders, which are asked for again and again."""
-        holes = tuple([part for segment in self.segments for part in segment if isinstance(part, Hole)])
-        object.__setattr__(self, "_holes", holes)
 
     def __str__(self) -> str:
         return ".".join("".join(map(str, segment)) for segment in self.segments)
 
+    @cached_property
+    def _holes(self) -> tuple[Hole, ...]:
+        return tuple([part for segment in self.segments for part in segment if isinstance(part, Hole)])
+
     def holes(self) -> tuple[Hole, ...]:
-        """Its placeholders' occurrences, from left to right."""
+        """Its placeholders' occurrences, from left to right; they are asked for again and again."""
         return self._holes
 
     def swap_configs(self) -> KeyPattern:

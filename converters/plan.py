@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 from converters.operations import Elementwise, Generator, Reduction, TensorOperation
 from converters.sharding import Shard
@@ -12,24 +13,21 @@ from converters.strided import StridedCopy
 from converters.tensor_info import TensorInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(Struct, frozen=True, gc=False):
     """One strided copy out of `Plan.sources[source]`, or beyond their number out of `Plan.made`."""
 
     source: int
     copy: StridedCopy
 
 
-@dataclass(frozen=True, slots=True)
-class BlockFill:
+class BlockFill(Struct, frozen=True, gc=False):
     """Elements of a target without a source: what `generator` makes, all the same; `copy` reads a single element."""
 
     generator: Generator
     copy: StridedCopy
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True, gc=False):
     """One tensor of the output: the copies that fill it, and the operations that each value goes through.
 
     A target without a source has a `generator` instead of moves; elements without one are filled block by block, after
@@ -49,16 +47,14 @@ class Target:
         return not self.operations and self.generator is None
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True, gc=False):
     """One tensor of the input, and the file that holds it."""
 
     info: TensorInfo
     file: str
 
 
-@dataclass(frozen=True, slots=True)
-class MadeSource:
+class MadeSource(Struct, frozen=True):
     """A tensor that no file holds: an operation makes it of sources, by number, whenever a part of it is read."""
 
     info: TensorInfo
@@ -67,8 +63,7 @@ class MadeSource:
     reduction: Reduction | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EqualityCheck:
+class EqualityCheck(Struct, frozen=True, gc=False):
     """Two sources of which only the first is carried: they must hold the same bytes."""
 
     first: int
@@ -76,8 +71,7 @@ class EqualityCheck:
     rule: int
 
 
-@dataclass(frozen=True, slots=True)
-class GeneratedCheck:
+class GeneratedCheck(Struct, frozen=True, gc=False):
     """A source, or a block of one, that the other side makes anew: it must hold what `generator` makes.
 
     `copy` reads what is checked, in order, into a tensor of its own.
@@ -89,8 +83,7 @@ class GeneratedCheck:
     copy: StridedCopy
 
 
-@dataclass(frozen=True, slots=True)
-class Dropped:
+class Dropped(Struct, frozen=True, gc=False):
     """A source that is left out, and why; with `size`, only so many of its elements are."""
 
     source: int
@@ -98,8 +91,7 @@ class Dropped:
     size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RuleSummary:
+class RuleSummary(Struct, frozen=True):
     """What `plan` shows of a rule: its text, its place, what it came to, and why it is off (None where it is on)."""
 
     text: str
@@ -110,8 +102,7 @@ class RuleSummary:
     off: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """See the module. `targets` are in the order of the output; `shards` hold their infos in the same order."""
 
     spec: str
@@ -125,7 +116,7 @@ class Plan:
     equality_checks: tuple[EqualityCheck, ...] = ()
     generated_checks: tuple[GeneratedCheck, ...] = ()
     notes: tuple[str, ...] = ()
-    config: Mapping[str, Any] | None = field(default=None, hash=False)
+    config: Mapping[str, Any] | None = None
     made: tuple[MadeSource, ...] = ()
 
     def is_made(self, source: int) -> bool:

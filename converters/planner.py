@@ -10,7 +10,7 @@ from converters.collector import paused
 from converters.completeness import Coordinates, Instance
 from converters.coverage import Coverage, Draft, mixed_dtypes, unlike
 from converters.errors import CoverageError, Problem
-from converters.keys import is_index
+from converters.keys import MAX_DIGITS, is_index
 from converters.lowering import Loose, Lowered
 from converters.made_sources import MadeSources, make_source
 from converters.matching import match_keys
@@ -38,10 +38,10 @@ from converters.tensor_info import DType, TensorInfo, parse_dtype
 from converters.text import format_nbytes, printable
 
 DEFAULT_MAX_SHARD_NBYTES = 5_000_000_000
+"""Bytes; what huggingface_hub takes by default."""
 
 MAX_TENSOR_NBYTES = 10_000_000_000_000
 """Bytes of one tensor: far above any, and few enough that whoever asks for an exabyte of zeros is told so at once."""
-"""Bytes; what huggingface_hub takes by default."""
 
 
 @paused()
@@ -76,15 +76,15 @@ def shards_of(side: Side, tensors: Sequence[TensorInfo], max_shard_nbytes: int) 
     return shards_in_one(side.file, tensors) if side.file else split_into_shards(tensors, max_shard_nbytes)
 
 
-def natural_order(name: str) -> tuple[tuple[int, int, str], ...]:
+def natural_order(name: str) -> str:
     """Sort key by which layer 10 comes after layer 9: the output's order depends on its names alone."""
-    return tuple(map(_place, name.split(".")))
+    return "\0".join(map(_place, name.split(".")))
 
 
 @lru_cache(maxsize=4096)
-def _place(part: str) -> tuple[int, int, str]:
-    """How a part of a name sorts; names have many parts, and few different ones."""
-    return (0, int(part), "") if is_index(part) else (1, 0, part)
+def _place(part: str) -> str:
+    """How a part of a name sorts, numbers first; names have many parts, and few different ones."""
+    return f"0{part:0>{MAX_DIGITS}}" if is_index(part) else f"1{part}"
 
 
 class _Planner:

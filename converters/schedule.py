@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Self
+
+from msgspec import Struct
 
 from converters.errors import MemoryBudgetError
 from converters.operations import Elementwise
@@ -51,7 +52,7 @@ TILE = 256
 TILE_GAP = 64
 """Bytes between the rows of a tile: a cache line."""
 
-COMPUTED_CHUNK = 64 << 10
+COMPUTED_CHUNK = 128 << 10
 """Elements that a cast works on at once: what it takes for them stays in the L2 cache."""
 
 OPERATION_CHUNK = 16 << 10
@@ -88,8 +89,7 @@ GENERATED_CHUNK = 1 << 16
 """Elements of a tensor without a source that are made at once; they take up to 64 bytes each, in float64 and int64."""
 
 
-@dataclass(frozen=True, slots=True)
-class RangeJob:
+class RangeJob(Struct, frozen=True, gc=False):
     """Copy `nbytes` plain bytes from a source to the target, through a small buffer."""
 
     target: int
@@ -105,8 +105,7 @@ class RangeJob:
         return min(self.nbytes, COPY_BUFFER) + self.making
 
 
-@dataclass(frozen=True, slots=True)
-class PanelJob:
+class PanelJob(Struct, frozen=True, gc=False):
     """Gather a contiguous stretch of a target in memory, element `start` to `stop`, and write it once."""
 
     target: int
@@ -117,8 +116,7 @@ class PanelJob:
     fills: tuple[BlockFill, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class GenerateJob:
+class GenerateJob(Struct, frozen=True, gc=False):
     """Make the elements `start` to `stop` of a target that has no source."""
 
     target: int
@@ -134,8 +132,7 @@ class GenerateJob:
 Job = RangeJob | PanelJob | GenerateJob
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(Struct, frozen=True):
     """Memory in bytes for tensor data in flight, and the threads that share it."""
 
     max_memory: int
@@ -191,8 +188,8 @@ def jobs(plan: Plan, target_index: int, budget: Budget) -> Iterator[Job]:
             yield GenerateJob(target_index, start, min(start + GENERATED_CHUNK, target.info.size))
         return
     parts, width = _parts(target)
-    if len(parts) == 1 and not target.operations and _is_short_range(parts[0], width):
-        yield from _range_jobs(plan, target_index, parts, width)  # as most tensors are, so it is worth a look
+    if len(parts) == 1 and not target.operations and (job := _short_range(plan, target_index, parts[0], width)):
+        yield job  # as of most tensors, so it is worth a look
         return
     for stretch in stretches(parts, key=extent):
         if not target.operations and all(_is_copied(part, width) for part in stretch):
@@ -225,8 +222,14 @@ def _is_copied(part: Part, width: int) -> bool:
     return isinstance(part, Move) and (part.copy.is_range or part.copy.run * width >= COPIED_RUN)
 
 
-def _is_short_range(part: Part, width: int) -> bool:
-    return isinstance(part, Move) and part.copy.is_range and 0 < part.copy.size * width <= RANGE_PART
+def _short_range(plan: Plan, target: int, part: Part, width: int) -> RangeJob | None:
+    """The only job of a part that comes as one plain range which isn't worth cutting; None of any other."""
+    copy = part.copy
+    nbytes = copy.size * width
+    if not isinstance(part, Move) or not copy.is_range or not 0 < nbytes <= RANGE_PART:
+        return None
+    making = MAKING_MEMORY if plan.is_made(part.source) else 0
+    return RangeJob(target, part.source, copy.source_start * width, copy.target_start * width, nbytes, making)
 
 
 def _range_jobs(plan: Plan, target: int, stretch: Sequence[Part], width: int) -> Iterator[RangeJob]:
@@ -308,7 +311,9 @@ def _computed_memory(plan: Plan, target: Target, panel: Sequence[Move], width: i
 
 def needs_arrays(plan: Plan) -> bool:
     """Whether anything is to be done beyond copying plain ranges: it takes numpy."""
-    return bool(plan.generated_checks or plan.made) or any(_takes_arrays(target) for target in plan.targets)
+    if plan.generated_checks or plan.made:
+        return True
+    return any(_takes_arrays(plan.targets[first]) for first, _ in _alike(plan))
 
 
 def _takes_arrays(target: Target) -> bool:
@@ -321,30 +326,37 @@ def _takes_arrays(target: Target) -> bool:
 def peak_memory(plan: Plan, budget: Budget) -> int:
     """Bytes of tensor data that the engine will hold at most: the largest jobs, as many as there are threads."""
     largest: list[int] = []
-    seen: dict[object, list[int]] = {}
-    sources = len(plan.sources)
-    for index, target in enumerate(plan.targets):
-        # Layers share their geometry, and with it their largest jobs. They share the very same copies, too, and it
-        # takes longer to compare a hundred thousand of these than to look at the few that are equal and not the same.
-        key = (
-            target.info.dtype.label,
-            target.operations,
-            target.generator,
-            target.info.shape,
-            tuple([(id(move.copy), move.source >= sources) for move in target.moves]),
-            target.fills,
-        )
-        if key not in seen:
-            memory = (job.memory for job in jobs(plan, index, budget))
-            # What is generated comes in equal parts, of which the first is as large as any.
-            seen[key] = heapq.nlargest(budget.threads, islice(memory, budget.threads) if target.generator else memory)
-        found = seen[key]
-        if len(largest) < budget.threads or (found and found[0] > largest[-1]):
-            largest = heapq.nlargest(budget.threads, [*largest, *found])
+    for first, count in _alike(plan):
+        memory = (job.memory for job in jobs(plan, first, budget))
+        # What is generated comes in equal parts, of which the first is as large as any.
+        is_generated = plan.targets[first].generator is not None
+        found = heapq.nlargest(budget.threads, islice(memory, budget.threads) if is_generated else memory)
+        largest = heapq.nlargest(budget.threads, [*largest, *found * min(count, budget.threads)])
     # Checks are made before anything is written, by one thread.
     checks = [2 * COPY_BUFFER] if plan.equality_checks else []
     checks += [80 * CHECK_ELEMENTS + SLAB] if plan.generated_checks else []
     return max(sum(largest), *checks, 0)
+
+
+def _alike(plan: Plan) -> Iterable[tuple[int, int]]:
+    """Targets with the same jobs, as layers have them: the number of the first, and how many there are."""
+    found: dict[object, list[int]] = {}
+    sources = len(plan.sources)
+    for index, target in enumerate(plan.targets):
+        # They share the very same copies, too, and it takes longer to compare a hundred thousand of these than to look
+        # at the few that are equal and not the same.
+        moves = target.moves
+        if len(moves) == 1 and not target.operations and not target.fills:
+            case: object = (target.info.dtype, id(moves[0].copy), moves[0].source >= sources)
+        else:
+            copies = tuple([(id(move.copy), move.source >= sources) for move in moves])
+            case = (target.info.dtype, target.operations, target.generator, target.info.shape, copies, target.fills)
+        seen = found.get(case)
+        if seen is None:
+            found[case] = [index, 1]
+        else:
+            seen[1] += 1
+    return [(first, count) for first, count in found.values()]
 
 
 CHECK_ELEMENTS = 1 << 16

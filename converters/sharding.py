@@ -7,9 +7,11 @@ checkpoint is laid out as transformers would have saved it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.errors import WeightmapError
 from converters.tensor_info import TensorInfo
@@ -33,8 +35,7 @@ FORMATS: Final = {
 """The formats of output, and what the files of each are called, as transformers does: base name and suffix."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(Struct, frozen=True):
     """One file of a checkpoint, and the tensors in it.
 
     Attributes:

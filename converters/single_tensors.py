@@ -67,7 +67,8 @@ class SingleTensors:
             draft = self.targets.draft(rule, TensorInfo(name, lowered.target_shapes[0], dtype)) if name else None
             self.coverage.read(number, copies)
             if draft is not None:
-                draft.moves += [Move(number, copy) for copy in copies]
+                for copy in copies:
+                    draft.moves.append(Move(number, copy))
         return others
 
     def _renamed(self, shape: tuple[int, ...]) -> Lowered:

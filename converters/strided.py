@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 from operator import mul
 from typing import TypeVar
 
+from msgspec import Struct
+from msgspec.structs import replace
+
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class StridedCopy:
+class StridedCopy(Struct, frozen=True, gc=False):
     """Move a box of elements from a source to a target.
 
     Element `x` of `shape` goes from `source_start + x . source_strides` to `target_start + x . target_strides`.
@@ -71,11 +72,15 @@ class StridedCopy:
     def runs(self) -> Iterator[tuple[int, int]]:
         """Where each of its runs begins in the target, and where in the source."""
         axes = len(self.shape) - (self.run > 1)
-        for index in product(*map(range, self.shape[:axes])):
-            yield (
+        if not axes:
+            return iter(((self.target_start, self.source_start),))
+        return (
+            (
                 self.target_start + sum(map(mul, index, self.target_strides)),
                 self.source_start + sum(map(mul, index, self.source_strides)),
             )
+            for index in product(*map(range, self.shape[:axes]))
+        )
 
     def narrow(self, axis: int, start: int, stop: int) -> StridedCopy:
         """The part of the copy whose coordinate along `axis` is in `[start, stop)`; axes are kept, not merged."""
@@ -121,8 +126,7 @@ def strided_copy(axes: Iterable[tuple[int, int, int]], source_start: int, target
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(Struct, frozen=True, gc=False):
     """One side of a copy: the elements `start + x . strides`; axes sorted by stride, outermost first."""
 
     start: int

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-import math
-from dataclasses import dataclass
+from math import prod
+
+from msgspec import Struct
 
 
 class DType(enum.Enum):
@@ -49,9 +50,11 @@ class DType(enum.Enum):
     def __str__(self) -> str:
         return self.label
 
+    # There is one object for each, which is what `Enum` compares; its own hash is a call of Python for each look-up.
+    __hash__ = object.__hash__
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+
+class TensorInfo(Struct, frozen=True, gc=False):
     """A tensor's name, shape and dtype."""
 
     name: str
@@ -61,12 +64,12 @@ class TensorInfo:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return math.prod(self.shape)
+        return prod(self.shape)
 
     @property
     def nbytes(self) -> int:
         """Bytes of its data, rounded up to whole bytes for dtypes narrower than a byte."""
-        return (self.size * self.dtype.bits + 7) // 8
+        return (prod(self.shape) * self.dtype.bits + 7) // 8
 
     def __str__(self) -> str:
         return f"{self.name} {list(self.shape)} {self.dtype}"

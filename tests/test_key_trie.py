@@ -42,7 +42,7 @@ def test_what_is_remembered_is_forgotten_when_a_pattern_is_added() -> None:
 
 def test_keys_too_long_to_be_remembered_are_matched_all_the_same() -> None:
     trie = KeyTrie()
-    long = "x" * key_trie.MAX_REMEMBERED_KEY
+    long = "x" * key_trie.MAX_REMEMBERED_TEXT
     trie.add(compiled("h.{n}.w"), 0)
     assert trie.match(f"h.{long}.w") == [(0, {"n": long})]
     assert trie.match(f"{long}.h.w") == []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from converters.storage.base import CheckpointReader
     from converters.tensor_info import TensorInfo
 
+_CONFIG_FILE = "config.json"
 _FILES_SHOWN = 4
 _VALUES_SHOWN = 8
 """Values of a config that doesn't name its model."""
@@ -52,9 +54,10 @@ def inspect(*, path: Path, revision: str | None, depth: int | None, as_json: boo
         root = build_key_tree(reader.tensors.values())
         config_file, config, trouble = _config_of(path)
         if as_json:
-            print_json(_as_json(reader, root if depth is None else _cut(root, depth), config_file, config, trouble))
+            tree = root if depth is None else _cut(root, depth)
+            print_json(_as_json(reader, root, tree, config_file, config, trouble))
             return
-        lines = [bold(printable(str(path))), *labelled([*_model(config_file, config, trouble), *_pairs(reader)])]
+        lines = [bold(printable(str(path))), *labelled([*_model(config_file, config, trouble), *_pairs(reader, root)])]
         lines += ["", *(f"  {line}" for line in render_key_tree(root if depth is None else _cut(root, depth)))]
         click.echo("\n".join(lines))
         for note in (*map(str, reader.notes), *trouble):
@@ -63,16 +66,17 @@ def inspect(*, path: Path, revision: str | None, depth: int | None, as_json: boo
 
 def _config_of(path: Path) -> tuple[str, dict[str, Any] | None, list[str]]:
     """The config beside the weights and its name, or what is wrong with it: no reason not to show the weights."""
+    from converters.config_file import load_config
     from converters.errors import WeightmapError
-    from converters.side_files import read_config
-    from converters.spec import CONFIG_FILE
+    from converters.storage.checkpoint import resolve_member
 
     root = path if path.is_dir() else path.parent
-    name = CONFIG_FILE
+    name = _CONFIG_FILE
     try:
-        if not (root / name).exists():
-            name = next((other for other in _other_names(root) if (root / other).exists()), CONFIG_FILE)
-        return name, read_config(root / name if name != CONFIG_FILE else root), []
+        if (root / name).exists():
+            return name, load_config(resolve_member(root, name), name), []
+        name = next((other for other in _other_names(root) if (root / other).exists()), name)
+        return name, load_config(root / name) if name != _CONFIG_FILE else None, []
     except WeightmapError as error:
         return name, None, [str(error)]
 
@@ -95,20 +99,18 @@ def _other_names(root: Path) -> list[str]:
 
 def _cut(node: KeyNode, depth: int) -> KeyNode:
     """The tree down to so many levels."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     return replace(node, children=tuple(_cut(child, depth - 1) for child in node.children) if depth else ())
 
 
-def _pairs(reader: CheckpointReader) -> list[tuple[str, str]]:
+def _pairs(reader: CheckpointReader, root: KeyNode) -> list[tuple[str, str]]:
     from converters.commands.terminal import counted
     from converters.text import format_nbytes, printable
 
-    infos = reader.tensors.values()
-    elements = sum(info.size for info in infos)
-    dtypes = _dtypes(reader)
+    dtypes = _dtypes(root)
     nbytes = format_nbytes(sum(nbytes for _, nbytes in dtypes.values()))
-    total = f"{counted(len(infos), 'tensor')}, {counted(elements, 'parameter')}, {nbytes}"
+    total = f"{counted(len(reader.tensors), 'tensor')}, {counted(_parameters(root), 'parameter')}, {nbytes}"
     mix = ", ".join(
         label if len(dtypes) == 1 else f"{label} in {counted(count, 'tensor')} ({format_nbytes(nbytes)})"
         for label, (count, nbytes) in dtypes.items()
@@ -141,12 +143,24 @@ def _model(config_file: str, config: dict[str, Any] | None, trouble: list[str]) 
     return [("model", f"{config_file} doesn't say"), ("config", f"{text}{more}")]
 
 
-def _dtypes(reader: CheckpointReader) -> dict[str, tuple[int, int]]:
+def _tensors(node: KeyNode) -> Iterator[KeyNode]:
+    """The nodes that stand for tensors: few, of however many tensors."""
+    if node.dtype is not None:
+        yield node
+    for child in node.children:
+        yield from _tensors(child)
+
+
+def _parameters(root: KeyNode) -> int:
+    return sum(prod(node.shape or ()) * node.tensor_count for node in _tensors(root))
+
+
+def _dtypes(root: KeyNode) -> dict[str, tuple[int, int]]:
     """For each dtype, tensors and bytes; the one with the most bytes first."""
     found: dict[str, tuple[int, int]] = {}
-    for info in reader.tensors.values():
-        count, nbytes = found.get(info.dtype.label, (0, 0))
-        found[info.dtype.label] = (count + 1, nbytes + info.nbytes)
+    for node in _tensors(root):
+        count, nbytes = found.get(str(node.dtype), (0, 0))
+        found[str(node.dtype)] = (count + node.tensor_count, nbytes + node.nbytes)
     return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
@@ -176,15 +190,19 @@ def _metadata(reader: CheckpointReader, filenames: Iterable[str]) -> dict[str, s
 
 
 def _as_json(
-    reader: CheckpointReader, root: KeyNode, config_file: str, config: dict[str, Any] | None, trouble: list[str]
+    reader: CheckpointReader,
+    root: KeyNode,
+    shown: KeyNode,
+    config_file: str,
+    config: dict[str, Any] | None,
+    trouble: list[str],
 ) -> dict[str, Any]:
-    infos = reader.tensors.values()
     return {
         "path": str(reader.path),
-        "tensors": len(infos),
-        "parameters": sum(info.size for info in infos),
-        "nbytes": sum(info.nbytes for info in infos),
-        "dtypes": {label: {"tensors": count, "nbytes": nbytes} for label, (count, nbytes) in _dtypes(reader).items()},
+        "tensors": root.tensor_count,
+        "parameters": _parameters(root),
+        "nbytes": root.nbytes,
+        "dtypes": {label: {"tensors": count, "nbytes": nbytes} for label, (count, nbytes) in _dtypes(root).items()},
         "config_file": None if config is None else config_file,
         "model_type": (config or {}).get("model_type"),
         "architectures": (config or {}).get("architectures"),
@@ -198,7 +216,7 @@ def _as_json(
             for name, held in _by_file(reader).items()
         ],
         "notes": [*map(str, reader.notes), *trouble],
-        "tree": [child.to_json() for child in root.children],
+        "tree": [child.to_json() for child in shown.children],
         "keys": [
             {
                 "name": name,

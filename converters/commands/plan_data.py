@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from converters.convert import Prepared
 from converters.key_tree import KeyNode, build_key_tree
@@ -14,8 +15,7 @@ from converters.spec import Spec
 from converters.tensor_info import TensorInfo
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
+class Example(Struct, frozen=True):
     """One instance of a rule: the tensors that it joins, splits or moves."""
 
     sources: tuple[TensorInfo, ...]

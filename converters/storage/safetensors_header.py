@@ -9,15 +9,17 @@ Source: the format's description in huggingface/safetensors (README.md), and its
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.errors import CheckpointError, OutputError, Problem
 from converters.storage.content import HINTS, sniff
 from converters.storage.safetensors_extents import check_tiling, parse_extents
-from converters.storage.safetensors_scan import scan_header
+from converters.storage.safetensors_scan import HeaderEntry, scan_header
 from converters.storage.strict_json import JsonObject, StrictJsonError, describe, parse_object
 from converters.tensor_info import TensorInfo
 from converters.text import printable
@@ -38,8 +40,7 @@ PT_METADATA: Final[Mapping[str, str]] = {"format": "pt"}
 """The metadata of files for PyTorch; transformers refuses files without it."""
 
 
-@dataclass(frozen=True, slots=True)
-class SafetensorsHeader:
+class SafetensorsHeader(Struct, frozen=True):
     """What a safetensors file says of itself, checked.
 
     Attributes:
@@ -190,22 +191,18 @@ def _encode(tensors: Sequence[TensorInfo], offsets: Mapping[str, int], metadata:
     document: JsonObject = {METADATA_KEY: dict(metadata)} if metadata else {}
     for info in tensors:
         begin = offsets[info.name]
-        document[info.name] = {
-            "dtype": info.dtype.label,
-            "shape": list(info.shape),
-            "data_offsets": [begin, begin + info.nbytes],
-        }
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"), check_circular=False).encode("utf-8")
+        document[info.name] = HeaderEntry(info.dtype.label, info.shape, (begin, begin + info.nbytes))
+    return msgspec.json.encode(document)
 
 
 def _parse_quickly(raw: bytes | bytearray, data_start: int) -> SafetensorsHeader | None:
     """Read a header in the usual form; None if it has another form, or is wrong: then the strict parser says how."""
     try:
-        scanned = scan_header(raw.decode("utf-8"))
+        scanned = scan_header(raw)
         if scanned is None:
             return None
-        metadata = _parse_metadata(None if scanned.metadata is None else parse_object(scanned.metadata.encode("utf-8")))
-    except (UnicodeDecodeError, StrictJsonError):
+        metadata = _parse_metadata(None if scanned.metadata is None else parse_object(scanned.metadata))
+    except StrictJsonError:
         return None
     return SafetensorsHeader(scanned.tensors, scanned.offsets, metadata, data_start, scanned.data_nbytes)
 
@@ -242,6 +239,22 @@ def _parse_metadata(value: object) -> dict[str, str]:
 
 
 def _problems_of_targets(tensors: Sequence[TensorInfo]) -> list[Problem]:
+    return [] if _can_be_stored(tensors) else _find_problems(tensors)
+
+
+def _can_be_stored(tensors: Sequence[TensorInfo]) -> bool:
+    """Whether nothing is wrong with tensors, of which there may be a hundred thousand."""
+    names = [info.name for info in tensors]
+    try:
+        "".join(names).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    if METADATA_KEY in names or len(set(names)) < len(names):
+        return False
+    return not any(info.dtype.bits % 8 and info.size * info.dtype.bits % 8 for info in tensors)
+
+
+def _find_problems(tensors: Sequence[TensorInfo]) -> list[Problem]:
     problems: list[Problem] = []
     seen: set[str] = set()
     for info in tensors:

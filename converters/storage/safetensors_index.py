@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
+from msgspec import Struct
 
 from converters.errors import CheckpointError, Problem
 from converters.sharding import Shard
@@ -25,8 +27,7 @@ INDEXED_SUFFIXES: Final = (SUFFIX, ".bin", ".pt", ".pth")
 _RESAVE: Final = "The index is damaged or not meant for this tool; download it again."
 
 
-@dataclass(frozen=True, slots=True)
-class SafetensorsIndex:
+class SafetensorsIndex(Struct, frozen=True):
     """What an index says.
 
     Attributes:
@@ -84,7 +85,8 @@ def build_index(shards: Sequence[Shard]) -> tuple[bytes, SafetensorsIndex]:
         "metadata": {"total_parameters": total_parameters, "total_size": total_nbytes},
         "weight_map": weight_map,
     }
-    content = json.dumps(document, indent=2, sort_keys=True) + "\n"
+    # As `indent=2` would write it, which takes Python's own encoder ten times as long.
+    content = msgspec.json.format(json.dumps(document, sort_keys=True), indent=2) + "\n"
     return content.encode("utf-8"), SafetensorsIndex(weight_map, total_nbytes)
 
 

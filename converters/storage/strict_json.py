@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final, NoReturn
+
+import msgspec
 
 from converters.text import printable
 
@@ -13,6 +16,7 @@ JsonObject = dict[str, Any]
 MAX_VALUES: Final = 1_000_000
 """Most values in a JSON file: an index of a million tensors. A hundred times more would take minutes and gigabytes."""
 
+_NEGATIVE_ZERO: Final = re.compile(rb"-0(?<=[:,\[\s]-0)")
 _TEXT_LIMIT: Final = 100
 
 
@@ -30,6 +34,9 @@ def parse_object(raw: bytes | bytearray, *, infinite: bool = False, max_values: 
     # Each value follows one of these; those within strings count, too, which is not worth telling apart.
     if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > max_values:
         raise StrictJsonError(f"it holds more than {max_values:,} values")
+    document = _parse_quickly(raw)
+    if document is not None:
+        return document
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -55,6 +62,38 @@ def parse_object(raw: bytes | bytearray, *, infinite: bool = False, max_values: 
     if "\\ud" in text or "\\uD" in text:
         _check_unicode(document)
     return document
+
+
+def _parse_quickly(raw: bytes | bytearray) -> JsonObject | None:
+    """The object, if it is surely a strict one: five times as fast; None if a closer look is needed.
+
+    msgspec is as strict but for duplicate keys, of which it keeps the last, and `-0`. Without a backslash each string
+    has exactly two quotes, so that none was lost if there are twice as many quotes as strings.
+    """
+    if b"\\" in raw or has_negative_zero(raw):
+        return None
+    try:
+        document = msgspec.json.decode(raw)
+        if type(document) is dict and raw.count(b'"') == 2 * _count_strings(document):
+            return document
+    except (ValueError, RecursionError):
+        pass
+    return None
+
+
+def has_negative_zero(raw: bytes | bytearray) -> bool:
+    """Whether a number may begin with `-0`; where one does, this is true."""
+    return b"-0" in raw and _NEGATIVE_ZERO.search(raw) is not None  # a text is found faster than a pattern
+
+
+def _count_strings(value: object) -> int:
+    """The strings in parsed JSON, keys among them."""
+    if type(value) is dict:
+        return len(value) + _count_strings([*value.values()])
+    if type(value) is list:
+        kinds = set(map(type, value))
+        return len(value) if kinds == {str} else sum(map(_count_strings, value)) if kinds & {str, list, dict} else 0
+    return int(type(value) is str)
 
 
 def describe(value: object) -> str:

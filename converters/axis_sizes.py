@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from converters.layout import Axis, Block, Blocks, Group, Item, Layout, Number, Rest
 from converters.operands import LayoutMismatchError, Operand, expand_rest
@@ -66,8 +67,7 @@ def _rest_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...] | Non
     return shape[position : position + extra]
 
 
-@dataclass(frozen=True, slots=True)
-class _Equation:
+class _Equation(Struct, frozen=True):
     """One dimension of a source tensor: what the layout says stands there, and how long it is."""
 
     operand: Operand

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 from converters.config_map import check_config, check_derived, complete_config, map_config, parse_assignments
 from converters.dims import Dims, evaluate_dims
@@ -17,8 +18,7 @@ from converters.spec import Rule, Spec, Term
 from converters.spec_check import RuleShape, rule_shape
 
 
-@dataclass(frozen=True, slots=True)
-class BoundTerm:
+class BoundTerm(Struct, frozen=True):
     """A term with its compiled keys and the axes that live in them."""
 
     term: Term
@@ -27,8 +27,7 @@ class BoundTerm:
     copy_axes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BoundRule:
+class BoundRule(Struct, frozen=True):
     """A rule that is on, ready to be matched.
 
     Attributes:
@@ -60,8 +59,7 @@ class BoundRule:
         return self.listed[axis][position] if axis in self.listed else position + self.starts.get(axis, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class BoundSpec:
+class BoundSpec(Struct, frozen=True):
     """See the module.
 
     Attributes:
@@ -77,8 +75,8 @@ class BoundSpec:
     rules: tuple[BoundRule, ...]
     off: Mapping[int, str]
     notes: tuple[str, ...]
-    config: Mapping[str, Any] | None = field(hash=False)
-    target_config: dict[str, Any] | None = field(hash=False)
+    config: Mapping[str, Any] | None
+    target_config: dict[str, Any] | None
 
 
 def bind(

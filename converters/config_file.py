@@ -11,7 +11,6 @@ from converters.errors import ConfigError, SpecError
 from converters.storage.files import read_small_file
 from converters.storage.strict_json import StrictJsonError, parse_object
 from converters.text import printable
-from converters.yaml_nodes import dump_yaml, load_yaml, to_plain
 
 MAX_CONFIG_NBYTES = 16_000_000
 _YAML_SUFFIXES = (".yaml", ".yml")
@@ -41,6 +40,8 @@ def load_config(path: Path, name: str = "") -> dict[str, Any]:
 
 
 def _parse_yaml(data: bytes, where: str) -> dict[str, Any]:
+    from converters.yaml_nodes import load_yaml, to_plain
+
     try:
         found = to_plain(load_yaml(data, where))
     except SpecError as error:
@@ -58,6 +59,8 @@ def config_text(name: str, config: Mapping[str, Any]) -> str:
     """
     if not name.endswith(_YAML_SUFFIXES):
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
+    from converters.yaml_dump import dump_yaml
+
     try:
         return dump_yaml(_sorted(config))
     except ValueError as error:

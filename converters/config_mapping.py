@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from converters.dims import Expression
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigSide:
+class ConfigSide(Struct, frozen=True):
     """What one side's config.json has beyond the keys that both share.
 
     Attributes:
@@ -21,15 +21,17 @@ class ConfigSide:
         carry_under: the key below which this side keeps what nothing names; empty where that stays at the top.
     """
 
-    set: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    derive: Mapping[str, Expression] = field(default_factory=dict, hash=False)
-    default: Mapping[str, Expression] = field(default_factory=dict, hash=False)
-    delete: Mapping[str, str] = field(default_factory=dict, hash=False)
+    set: Mapping[str, Any] = field(default_factory=dict)
+    derive: Mapping[str, Expression] = field(default_factory=dict)
+    default: Mapping[str, Expression] = field(default_factory=dict)
+    delete: Mapping[str, str] = field(default_factory=dict)
     carry_under: str = ""
 
+    def __hash__(self) -> int:
+        return hash(self.carry_under)  # mappings have no hash
 
-@dataclass(frozen=True, slots=True)
-class ConfigMapping:
+
+class ConfigMapping(Struct, frozen=True):
     """How the source's config.json becomes the target's; keys that nothing names are carried as they are.
 
     `rename` pairs dotted paths of the source's config with those of the target's.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from converters.adapters import plan_adapter
+from msgspec import Struct
+from msgspec.structs import replace
+
 from converters.bind import bind
 from converters.config_map import needs_config, with_dtype
 from converters.digests import ALGORITHMS, DEFAULT_ALGORITHM
@@ -30,8 +31,7 @@ from converters.tensor_info import DType
 from converters.text import printable
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(Struct, frozen=True):
     """How to convert; the same for planning, so that a plan says what a conversion will do.
 
     Attributes:
@@ -51,8 +51,7 @@ class Options:
     file_format: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(Struct, frozen=True):
     """An opened source, and what will be done with it.
 
     Attributes:
@@ -107,6 +106,8 @@ def _prepare(spec: Spec, source: Path, options: Options, opened: ExitStack) -> P
         )
     sources = [Source(info, reader.file_of[name]) for name, info in reader.tensors.items()]
     if adapter is not None:
+        from converters.adapters.planning import plan_adapter
+
         spec, plan = plan_adapter(
             spec,
             config,

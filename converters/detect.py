@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.config_map import config_value
 from converters.errors import Problem, SpecError
@@ -20,8 +22,7 @@ MIN_SHARE = 0.5
 """Share of the keys that a spec must claim for its plan to be worth a try."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """A checkpoint as a side of a spec reads it.
 
     Attributes:
@@ -32,7 +33,7 @@ class Seen:
     """
 
     tensors: Sequence[Sequence[TensorInfo]] = ()
-    config: Mapping[str, Any] | None = field(default=None, hash=False)
+    config: Mapping[str, Any] | None = None
     named: bool = False
     trouble: tuple[Problem, ...] = ()
 
@@ -51,8 +52,7 @@ Prove = Callable[[Spec], tuple[Problem, ...]]
 """Plans a conversion from headers: what keeps a spec from fitting, which is nothing where it is proved to fit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
+class Condition(Struct, frozen=True):
     """A value that a layout's config must have; `met` is None where there is no config to say."""
 
     key: str
@@ -67,8 +67,7 @@ class Condition:
         return f"{self.key} is {expected}" if self.met else f"{self.key} is {json.dumps(self.found)}, not {expected}"
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """A spec in one direction, and what speaks for it.
 
     Attributes:

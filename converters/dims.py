@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from converters.arithmetic import LARGEST_MAGNITUDE, describe, is_number
 from converters.errors import Location, Problem, SpecError
@@ -24,8 +25,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Dims:
+class Dims(Struct, frozen=True):
     """What is known of the dims of a spec once a config is at hand.
 
     Attributes:

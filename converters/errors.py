@@ -17,12 +17,12 @@ traceback on the command line; its text alone says what is wrong, where, and wha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import ClassVar
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Location:
+
+class Location(Struct, frozen=True):
     """A place in a text file; `line` and `column` count from one."""
 
     path: str
@@ -33,8 +33,7 @@ class Location:
         return f"{self.path}:{self.line}:{self.column}"
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One thing that is wrong: what, where (a file position or a key), and the next step."""
 
     what: str

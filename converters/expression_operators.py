@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from converters.arithmetic import compute, contains, equal, in_order, item_of, negate, to_whole_number
 from converters.expressions import Expression, Precedence, Scope, Unresolved, Value, known_value
 
@@ -21,8 +19,7 @@ def _bound(expression: Expression, at_least: Precedence) -> str:
     return str(expression) if expression.precedence() >= at_least else f"({expression})"
 
 
-@dataclass(frozen=True, slots=True)
-class Item(Expression):
+class Item(Expression, frozen=True):
     """One item of a list in a config, by its number from 0: `config.layer_types[i]`."""
 
     items: Expression
@@ -47,8 +44,7 @@ class Item(Expression):
         return number if isinstance(number, Unresolved) else item_of(items, number, str(self))
 
 
-@dataclass(frozen=True, slots=True)
-class _Unary(Expression):
+class _Unary(Expression, frozen=True):
     operand: Expression
 
     def operands(self) -> tuple[Expression, ...]:
@@ -60,8 +56,7 @@ class _Unary(Expression):
         return type(self)(self.operand.swap_configs())
 
 
-@dataclass(frozen=True, slots=True)
-class Not(_Unary):
+class Not(_Unary, frozen=True):
     """`not x`."""
 
     def __str__(self) -> str:
@@ -79,8 +74,7 @@ class Not(_Unary):
         return value if isinstance(value, Unresolved) else not value
 
 
-@dataclass(frozen=True, slots=True)
-class Negation(_Unary):
+class Negation(_Unary, frozen=True):
     """`-x`."""
 
     def __str__(self) -> str:
@@ -96,8 +90,7 @@ class Negation(_Unary):
         return value if isinstance(value, Unresolved) else negate(value, str(self))
 
 
-@dataclass(frozen=True, slots=True)
-class WholeNumber(_Unary):
+class WholeNumber(_Unary, frozen=True):
     """`int(x)`."""
 
     def __str__(self) -> str:
@@ -109,8 +102,7 @@ class WholeNumber(_Unary):
         return value if isinstance(value, Unresolved) else to_whole_number(value, str(self))
 
 
-@dataclass(frozen=True, slots=True)
-class Binary(Expression):
+class Binary(Expression, frozen=True):
     """Two operands, and one of `OPERATORS` between them."""
 
     operator: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import NoReturn
+
+from msgspec import Struct
 
 from converters.arithmetic import LARGEST_MAGNITUDE
 from converters.errors import Location, Problem, SpecError
@@ -65,15 +66,13 @@ def is_dim_name(text: str) -> bool:
     return text.isascii() and text.isidentifier() and text not in RESERVED_WORDS
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(Struct, frozen=True):
     kind: str
     text: str
     column: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Parsed:
+class _Parsed(Struct, frozen=True):
     """An expression, and how many levels it has."""
 
     expression: Expression

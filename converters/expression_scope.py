@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Unresolved:
+
+class Unresolved(Struct, frozen=True):
     """A value that can't be known, and why; neither true nor false, so that no condition takes it by mistake.
 
     Attributes:
@@ -24,8 +24,7 @@ class Unresolved:
 Value: TypeAlias = bool | int | float | str | Sequence[object] | Mapping[str, object] | Unresolved | None
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """What an expression can see; see `Expression.evaluate`."""
 
     names: Mapping[str, Value]

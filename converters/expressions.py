@@ -12,10 +12,11 @@ A value that isn't there is never guessed. A config key that is absent or null i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal as OneOf
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from converters.arithmetic import check_size
 from converters.expression_scope import Scope, Unresolved, Value
@@ -38,10 +39,8 @@ class Precedence(IntEnum):
     ATOM = 8
 
 
-class Expression:
+class Expression(Struct, frozen=True):
     """An expression; `str()` gives text that parses back to an equal one."""
-
-    __slots__ = ()
 
     def evaluate(
         self,
@@ -106,8 +105,7 @@ def known_value(expression: Expression, scope: Scope) -> Value:
     return Unresolved(expression.why_none(scope)) if value is None else value
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Literal(Expression):
+class Literal(Expression, frozen=True):
     """A number that isn't negative, a text that doesn't hold both kinds of quotes, true, false or null."""
 
     value: bool | int | float | str | None
@@ -131,8 +129,7 @@ class Literal(Expression):
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
-class Name(Expression):
+class Name(Expression, frozen=True):
     """A plain name: a dim."""
 
     name: str
@@ -145,8 +142,7 @@ class Name(Expression):
         return scope.names[self.name] if self.name in scope.names else Unresolved(f"no dim is called {self.name}")
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigKey(Expression):
+class ConfigKey(Expression, frozen=True):
     """A value of a config, by its path through nested mappings."""
 
     config: ConfigName

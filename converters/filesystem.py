@@ -9,7 +9,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -103,6 +102,8 @@ def remove_tree(directory: Path) -> None:
     except FileNotFoundError:
         return
     if stat.S_ISDIR(mode):
+        import shutil
+
         shutil.rmtree(directory)
     else:
         directory.unlink()

@@ -11,9 +11,11 @@ import json
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.config_file import config_text, load_config
 from converters.convert import Options, Prepared, prepare
@@ -57,8 +59,7 @@ _ELSEWHERE: Final = "Convert into another directory: give OUTPUT, without --in-p
 _LISTED: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class InPlace:
+class InPlace(Struct, frozen=True):
     """What was done in place.
 
     Attributes:
@@ -76,8 +77,7 @@ class InPlace:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
+class _Work(Struct, frozen=True):
     """What has to change, and the headers that the weights have afterwards."""
 
     changes: tuple[FileChange, ...]

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 import converters
 from converters.digests import digest_of
@@ -41,8 +43,7 @@ MAX_NBYTES: Final = 1 << 30
 _HEAD_NBYTES: Final = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True):
     """What a run does, as far as the bytes of its shards depend on it.
 
     Attributes:

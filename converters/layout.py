@@ -14,7 +14,8 @@ laid side by side in one dimension, `(q: H D | k: G D | v: G D)`. A layout says 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from converters.errors import Location, Problem, SpecError
 from converters.text import printable
@@ -31,8 +32,7 @@ UNUSED = "_"
 _SHOWN = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+class Axis(Struct, frozen=True):
     """A named axis; its size comes from `dims`, from a key's indices or from the tensor."""
 
     name: str
@@ -41,8 +41,7 @@ class Axis:
         return self.name
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(Struct, frozen=True):
     """An axis of a fixed size. The k-th number of a size on one side is the k-th of that size on the other."""
 
     value: int
@@ -51,16 +50,14 @@ class Number:
         return str(self.value)
 
 
-@dataclass(frozen=True, slots=True)
-class Rest:
+class Rest(Struct, frozen=True):
     """`...`: all the dimensions that are not named, none included."""
 
     def __str__(self) -> str:
         return "..."
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """One labelled part of a dimension."""
 
     label: str
@@ -70,8 +67,7 @@ class Block:
         return f"{self.label}: {' '.join(map(str, self.items))}"
 
 
-@dataclass(frozen=True, slots=True)
-class Blocks:
+class Blocks(Struct, frozen=True):
     """Blocks laid side by side in one dimension; their sizes may differ."""
 
     blocks: tuple[Block, ...]
@@ -80,8 +76,7 @@ class Blocks:
         return f"({' | '.join(map(str, self.blocks))})"
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """Axes composed into one dimension, row-major."""
 
     items: tuple[Item, ...]
@@ -93,8 +88,7 @@ class Group:
 Item = Axis | Number | Rest | Blocks | Group
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """The dimensions of a tensor, outermost first."""
 
     dims: tuple[Item, ...]
@@ -132,8 +126,7 @@ def walk(items: tuple[Item, ...]) -> Iterator[Item]:
                 yield from walk(block.items)
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(Struct, frozen=True):
     text: str
     column: int
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from converters.layout import UNUSED, Axis, Blocks, Group, Item, Number, Rest
 from converters.operands import Operand, expand_rest
 
 
-@dataclass(frozen=True, slots=True)
-class Leaf:
+class Leaf(Struct, frozen=True):
     """A product of named axes in one tensor.
 
     Attributes:

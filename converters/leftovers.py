@@ -11,11 +11,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import groupby
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.errors import CheckpointError, OutputError, Problem
 from converters.filesystem import (
@@ -49,16 +51,14 @@ class Action(Enum):
     KEEP = "keep"
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """What the journal of a staging directory says is finished."""
 
     shards: int
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """Something that a run left, or uses now.
 
     Attributes:
@@ -84,8 +84,7 @@ class Found:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Cleaned:
+class Cleaned(Struct, frozen=True):
     """What became of what was found.
 
     Attributes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from converters.schedule import MADE_CHUNK
 from converters.tensor_info import TensorInfo
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredInput:
+class StoredInput(Struct, frozen=True):
     """A tensor that an operation takes; see `TensorInput`."""
 
     info: TensorInfo

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from converters.axis_sizes import linear_size, solve_sizes
 from converters.layout import Axis, Block, Blocks, Group, Item, Layout

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from converters.layout import Axis, Item, Layout, Rest
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
+class Operand(Struct, frozen=True):
     """One tensor, or one family of tensors, of a rule: its label, its layout, and the axes that live in its key.
 
     `place` is what the spec's `layout:` calls it: the label, or else `from` or `to`.

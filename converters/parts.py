@@ -7,9 +7,11 @@ A side of a spec that lists such `files:` writes every key as `LABEL:KEY`. A lab
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.errors import CoverageError, Location, SpecError
 from converters.sharding import Shard, split_into_shards
@@ -20,8 +22,7 @@ SEPARATOR: Final = ":"
 WEIGHT_SUFFIXES: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz")
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """One file of a checkpoint, or with a placeholder as many as there are.
 
     Attributes:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
+
+from msgspec import Struct
 
 from converters.digests import ALGORITHMS
 from converters.errors import CheckpointError, Problem
@@ -28,8 +29,7 @@ _LISTED: Final = 3
 _DAMAGED: Final = "Fetch or convert it again; what is here isn't what was published."
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(Struct, frozen=True):
     """What was found.
 
     Attributes:
@@ -47,8 +47,7 @@ class Checked:
     notes: tuple[Problem, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
+class Published(Struct, frozen=True):
     """A directory, and what its manifest says of it.
 
     Attributes:
@@ -129,8 +128,7 @@ class Published:
         return printable(str(self.directory / name))
 
 
-@dataclass(frozen=True, slots=True)
-class _Output:
+class _Output(Struct, frozen=True):
     file: str
     nbytes: int
     digest: str

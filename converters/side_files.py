@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from converters.adapters import ADAPTER_CONFIG, ADAPTER_NAME
 from converters.config_file import CONFIG_SUFFIXES, config_text, load_config
@@ -37,8 +38,7 @@ _INDEX_SUFFIX = ".index.json"
 _CARRIED_DIRECTORIES = frozenset({"additional_chat_templates"})
 
 
-@dataclass(frozen=True, slots=True)
-class SideFiles:
+class SideFiles(Struct, frozen=True):
     """What lies beside the weights.
 
     Attributes:

@@ -6,15 +6,18 @@ the inverse, of a rule as of a spec, so nobody writes a second spec for the way 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from converters.config_mapping import ConfigMapping
 from converters.dims import Expression
 from converters.errors import Location, Problem, SpecError
 from converters.layout import WHOLE, Layout
+from converters.located import Located
 from converters.operations import Elementwise, OneWay, Operation, TensorOperation
 from converters.operations.fill import Fill
 from converters.parts import Part
@@ -34,8 +37,7 @@ key holds one of the tensors that make it up, in the order of `Rule.inputs`.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(Struct, frozen=True):
     """One tensor of a rule: its key pattern (several where keys share it), its label and its layout."""
 
     keys: tuple[KeyPattern, ...]
@@ -52,16 +54,13 @@ class Term:
         return f"{self.label}: {keys}" if self.label else keys
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(Located, frozen=True, dict=True):
     """Source terms and target terms that hold the same elements, and the operations between them.
 
     Without source terms the targets are made by `fill`; without target terms the sources must hold what `fill` makes.
 
     Attributes:
         operations: in the order of the way there. Only the first can be a `TensorOperation`.
-        tensor_operation: what makes the tensors that its layouts see, of those under the source's keys; None without.
-        elementwise: what each value goes through.
         dtype: of the tensors that `fill` makes: a dtype's name, or None for the dtype of the tensors around.
         shape: of the tensors that `fill` makes, as expressions over `dims`.
         when: a condition on the config; where it is false the rule is off.
@@ -85,18 +84,23 @@ class Rule:
     dropped: tuple[tuple[str, str], ...] = ()
     parts: tuple[tuple[str, tuple[Expression, ...]], ...] = ()
     parts_of: Literal["from", "to"] = "from"
-    location: Location | None = field(default=None, compare=False)
-    path: str = field(default="", compare=False)
-    # Asked for each tensor of a checkpoint, and what kind an operation is takes long to tell.
-    tensor_operation: TensorOperation | None = field(init=False, compare=False, repr=False)
-    elementwise: tuple[Elementwise, ...] = field(init=False, compare=False, repr=False)
+    location: Location | None = None
+    path: str = ""
 
-    def __post_init__(self) -> None:
-        """Sort the operations by kind."""
-        makes = self.operations[:1] if self.operations and isinstance(self.operations[0], TensorOperation) else (None,)
-        object.__setattr__(self, "tensor_operation", makes[0])
-        elementwise = tuple(operation for operation in self.operations if isinstance(operation, Elementwise))
-        object.__setattr__(self, "elementwise", elementwise)
+    NOT_COMPARED: ClassVar[frozenset[str]] = frozenset({"location", "path"})
+
+    # The next two are asked for each tensor of a checkpoint, and what kind an operation is takes long to tell.
+
+    @cached_property
+    def tensor_operation(self) -> TensorOperation | None:
+        """What makes the tensors that its layouts see, of those under the source's keys; None without."""
+        first = self.operations[0] if self.operations else None
+        return first if isinstance(first, TensorOperation) else None
+
+    @cached_property
+    def elementwise(self) -> tuple[Elementwise, ...]:
+        """What each value goes through."""
+        return tuple(operation for operation in self.operations if isinstance(operation, Elementwise))
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -157,17 +161,15 @@ class Rule:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(Located, frozen=True):
     """Source keys that are left out, with the reason. A `*` stands for any text."""
 
     pattern: str
     reason: str
-    location: Location | None = field(default=None, compare=False)
+    location: Location | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(Struct, frozen=True):
     """One of the two layouts.
 
     Attributes:
@@ -182,7 +184,7 @@ class Side:
     """
 
     layout: str
-    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    config: Mapping[str, Any] = field(default_factory=dict)
     strip_prefix: tuple[str, ...] = ()
     drop: tuple[Drop, ...] = ()
     files: tuple[Part, ...] = ()
@@ -190,18 +192,19 @@ class Side:
     file: str = ""
     configs: tuple[tuple[str, str], ...] = ()
 
+    def __hash__(self) -> int:
+        return hash(self.layout)  # mappings have no hash
 
-@dataclass(frozen=True, slots=True)
-class Note:
+
+class Note(Located, frozen=True):
     """A sentence that `plan` and `convert` say where its condition holds."""
 
     say: str
     when: Expression | None = None
-    location: Location | None = field(default=None, compare=False)
+    location: Location | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Proof:
+class Proof(Struct, frozen=True):
     """What a spec's two sides were compared with; it changes nothing of what is converted.
 
     Attributes:
@@ -215,8 +218,7 @@ class Proof:
     tolerance: float
 
 
-@dataclass(frozen=True, slots=True)
-class Dim:
+class Dim(Located, frozen=True):
     """A named integer.
 
     Attributes:
@@ -226,12 +228,11 @@ class Dim:
 
     name: str
     value: Expression
-    from_keys: bool = field(default=False, kw_only=True)
-    location: Location | None = field(default=None, compare=False)
+    location: Location | None = None
+    from_keys: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
+class Spec(Located, frozen=True):
     """A mapping spec; `inverse` gives the way back.
 
     Attributes:
@@ -251,9 +252,11 @@ class Spec:
     description: str = ""
     models: tuple[str, ...] = ()
     proof: Proof | None = None
-    path: str = field(default="", compare=False)
-    digest: str = field(default="", compare=False)
-    reverse: bool = field(default=False, compare=False)
+    path: str = ""
+    digest: str = ""
+    reverse: bool = False
+
+    NOT_COMPARED: ClassVar[frozenset[str]] = frozenset({"path", "digest", "reverse"})
 
     def inverse(self) -> Spec:
         """The spec for the way back; `spec.inverse().inverse() == spec`.
@@ -296,4 +299,6 @@ def weakest(grades: Iterable[str]) -> str:
 
 def digest_of(text: bytes) -> str:
     """sha256 in hexadecimal."""
+    import hashlib  # it takes longer to import than a spec to read
+
     return hashlib.sha256(text).hexdigest()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.errors import Problem
 from converters.lowering import check_structure
@@ -14,8 +16,7 @@ from converters.pattern import Choice, Hole, Index, KeyPattern, Kind, Name, Path
 from converters.spec import Rule, Spec, Term
 
 
-@dataclass(frozen=True, slots=True)
-class RuleShape:
+class RuleShape(Struct, frozen=True):
     """How the placeholders of a rule are used.
 
     Attributes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from converters.config_mapping import ConfigMapping, ConfigSide
 from converters.dims import Expression, is_dim_name, parse_expression

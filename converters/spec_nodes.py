@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
@@ -82,6 +81,8 @@ class Reader:
         names = list(known)
         for key, _ in mapping.entries:
             if key.value not in names:
+                import difflib  # only a mistake needs it
+
                 close = difflib.get_close_matches(str(key.value), names, 1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(names)}"
                 self.problem(f"{what} has no key {key.text!r}", key, hint)

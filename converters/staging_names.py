@@ -7,10 +7,10 @@ An output `NAME` has `.NAME.lock` while a run makes it, `.NAME.staging-TOKEN` fo
 from __future__ import annotations
 
 import os
-import secrets
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 STAGING: Final = "staging"
 REPLACED: Final = "replaced"
@@ -19,8 +19,7 @@ _TOKEN_DIGITS: Final = 16
 _HEX: Final = frozenset("0123456789abcdef")
 
 
-@dataclass(frozen=True, slots=True)
-class Leftover:
+class Leftover(Struct, frozen=True):
     """A directory with a name of ours.
 
     Attributes:
@@ -36,7 +35,7 @@ class Leftover:
 
 def new_staging(output: Path) -> Path:
     """A name that no other run has, for what becomes `output`; locks may fail, so chance keeps two runs apart."""
-    return _beside(output, f"{STAGING}-{secrets.token_hex(_TOKEN_DIGITS // 2)}")
+    return _beside(output, f"{STAGING}-{os.urandom(_TOKEN_DIGITS // 2).hex()}")
 
 
 def replaced_name(output: Path, staging: Path) -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from converters.bind import bind
 from converters.errors import CheckpointError, CoverageError
@@ -166,8 +167,7 @@ def _from_raw(raw: Array, dtype: DType) -> Tensor:
     return torch.from_numpy(signed).view(to_torch(dtype))
 
 
-@dataclass(frozen=True, slots=True)
-class _Input:
+class _Input(Struct, frozen=True):
     """A tensor that an operation takes; see `TensorInput`."""
 
     info: TensorInfo

@@ -7,9 +7,9 @@ key overwrite the first, and resolves tags. This one keeps a stack, notes every 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import yaml
+from msgspec import Struct, field
 
 from converters.errors import Location, Problem, SpecError
 from converters.yaml_scalars import AmbiguousScalarError, read_plain
@@ -31,8 +31,7 @@ MAX_REPORTED_PROBLEMS = 100
 _LONGEST_SHOWN = 80
 
 
-@dataclass(slots=True)
-class _OpenCollection:
+class _OpenCollection(Struct):
     """A list or mapping whose end hasn't come yet."""
 
     location: Location
@@ -47,8 +46,7 @@ class _OpenCollection:
     height: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Anchored:
+class _Anchored(Struct, frozen=True):
     """What an anchor stands for; `node` is None until it is complete."""
 
     location: Location

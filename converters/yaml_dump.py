@@ -12,9 +12,7 @@ from converters.yaml_scalars import MAX_WHOLE_NUMBER, AmbiguousScalarError, read
 
 _NO_FOLDING = 1_000_000
 _LONGEST_FLOW_LIST = 100
-_ONE_LINE_OF_PRINTABLE = re.compile(
-    "[\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]*"
-)
+_ONE_LINE_OF_PRINTABLE = "[\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]*"
 
 
 def dump_yaml(value: object) -> str:
@@ -62,7 +60,7 @@ def _text(dumper: _SpecDumper, text: str) -> yaml.ScalarNode:
 
 def _reads_back(text: str) -> bool:
     try:
-        return read_plain(text) == text and _ONE_LINE_OF_PRINTABLE.fullmatch(text) is not None
+        return read_plain(text) == text and re.fullmatch(_ONE_LINE_OF_PRINTABLE, text) is not None
     except AmbiguousScalarError:
         return False
 

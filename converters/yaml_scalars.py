@@ -25,16 +25,16 @@ _LONGEST_SHOWN = 40
 _LONGEST_CONVERTED = 64
 _DECIMAL = 10
 
-_WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)")
-_FRACTION = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+][0-9]+)?")
-_HEXADECIMAL = re.compile(r"[-+]?0[xX][0-9a-fA-F_]+")
-_OCTAL = re.compile(r"[-+]?0[oO][0-7_]+")
-_BINARY = re.compile(r"[-+]?0[bB][01_]+")
-_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
-_BASE_SIXTY = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
-_DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?", re.DOTALL)
-_NOT_FINITE = re.compile(r"[-+]?\.(?:inf|nan)", re.IGNORECASE)
-_OTHER_NUMBER = re.compile(r"[-+]?(?:\.[0-9][0-9_]*|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9_]+)?")
+_WHOLE = r"-?(?:0|[1-9][0-9]*)"
+_FRACTION = r"-?(?:0|[1-9][0-9]*)\.[0-9]+(?:[eE][-+][0-9]+)?"
+_HEXADECIMAL = r"[-+]?0[xX][0-9a-fA-F_]+"
+_OCTAL = r"[-+]?0[oO][0-7_]+"
+_BINARY = r"[-+]?0[bB][01_]+"
+_LEADING_ZERO = r"[-+]?0[0-9_]+"
+_BASE_SIXTY = r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?"
+_DATE = r"(?s)[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt \t].*)?"
+_NOT_FINITE = r"(?i)[-+]?\.(?:inf|nan)"
+_OTHER_NUMBER = r"[-+]?(?:\.[0-9][0-9_]*|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9_]+)?"
 
 
 class AmbiguousScalarError(ValueError):
@@ -84,14 +84,16 @@ def _refuse_ambiguous_word(text: str) -> None:
 
 
 def _read_number(text: str) -> PlainValue:
-    if _WHOLE.fullmatch(text):
+    if ".." in text and "-" not in text:
+        return text  # the range of a placeholder, such as 0..L; of what is refused below, only a date could hold dots
+    if re.fullmatch(_WHOLE, text):
         # Long digit strings are compared by length first: int() takes quadratic time, and refuses above 4,300.
         if len(text) > _LONGEST_WHOLE_NUMBER or abs(int(text)) > MAX_WHOLE_NUMBER:
             raise AmbiguousScalarError(
                 f"the number {_shortened(text)} does not fit in 64 bits", "write it in quotes for the text"
             )
         return int(text)
-    if _FRACTION.fullmatch(text):
+    if re.fullmatch(_FRACTION, text):
         value = float(text)
         if not math.isfinite(value):
             raise AmbiguousScalarError(
@@ -105,32 +107,32 @@ def _read_number(text: str) -> PlainValue:
 def _refuse_other_number(text: str) -> None:
     shown = _shortened(text)
     for pattern, base, kind in ((_HEXADECIMAL, 16, "a hexadecimal"), (_OCTAL, 8, "an octal"), (_BINARY, 2, "a binary")):
-        if pattern.fullmatch(text):
+        if re.fullmatch(pattern, text):
             number = _in_decimal(text, base)
             raise AmbiguousScalarError(
                 f"{shown} is read as {kind} number by some YAML readers and as text by others",
                 f'write "{shown}" for the text, or {number}',
             )
-    if _LEADING_ZERO.fullmatch(text):
+    if re.fullmatch(_LEADING_ZERO, text):
         number = _in_decimal(text, _DECIMAL)
         raise AmbiguousScalarError(
             f"{shown} is read as an octal number by some YAML readers and as a decimal one by others",
             f'write "{shown}" for the text, or {number}',
         )
-    if _BASE_SIXTY.fullmatch(text):
+    if re.fullmatch(_BASE_SIXTY, text):
         raise AmbiguousScalarError(
             f"{shown} is read as a number in base 60 by some YAML readers and as text by others",
             f'write "{shown}" for the text',
         )
-    if _DATE.fullmatch(text):
+    if re.fullmatch(_DATE, text):
         raise AmbiguousScalarError(
             f"{shown} is read as a date by some YAML readers and as text by others", f'write "{shown}" for the text'
         )
-    if _NOT_FINITE.fullmatch(text):
+    if re.fullmatch(_NOT_FINITE, text):
         raise AmbiguousScalarError(
             f"{shown} is infinity, or not a number, to some YAML readers", f'write "{shown}" for the text'
         )
-    if _OTHER_NUMBER.fullmatch(text):
+    if re.fullmatch(_OTHER_NUMBER, text):
         raise AmbiguousScalarError(
             f"{shown} is read as a number by some YAML readers and as text by others",
             f'write "{shown}" for the text, or {_as_number(text)}',
@@ -158,7 +160,7 @@ def _as_number(text: str) -> str:
     spelling = f"{sign}{whole.lstrip('0') or '0'}.{fraction or '0'}"
     if exponent:
         spelling += f"e{exponent if exponent[0] in '-+' else '+' + exponent}"
-    return spelling if _FRACTION.fullmatch(spelling) else "a decimal number such as 0.5 or 1.0e-5"
+    return spelling if re.fullmatch(_FRACTION, spelling) else "a decimal number such as 0.5 or 1.0e-5"
 
 
 def _shortened(text: str) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import yaml
+from msgspec import Struct
 
 from converters.errors import Location, Problem
 
@@ -14,8 +13,7 @@ _QUOTE_IN_FLOW = "inside [ ] or { }, put a text that holds any of { } [ ] , in q
 _QUOTE_ALL = "put the whole text in quotes"
 
 
-@dataclass(frozen=True, slots=True)
-class _Stop:
+class _Stop(Struct, frozen=True):
     """Where and why the parser stopped.
 
     Attributes:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from msgspec import Struct
 
 from converters.errors import Location
 from converters.yaml_scalars import PlainValue
 
 
-@dataclass(frozen=True, slots=True)
-class ScalarNode:
+class ScalarNode(Struct, frozen=True):
     """A single value.
 
     Attributes:
@@ -26,16 +26,14 @@ class ScalarNode:
     location: Location
 
 
-@dataclass(frozen=True, slots=True)
-class ListNode:
+class ListNode(Struct, frozen=True):
     """A list, in block or in flow style."""
 
     items: tuple[Node, ...]
     location: Location
 
 
-@dataclass(frozen=True, slots=True)
-class MappingNode:
+class MappingNode(Struct, frozen=True):
     """A mapping in the order of the file. Every key's `value` is a str, and no key occurs twice."""
 
     entries: tuple[tuple[ScalarNode, Node], ...]

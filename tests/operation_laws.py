@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from converters.errors import CheckpointError, CoverageError
@@ -18,11 +20,17 @@ from converters.tensor_info import DType, TensorInfo
 FLOATS = sorted(ARITHMETIC, key=lambda dtype: dtype.label)
 
 
+def is_frozen(kind: type) -> bool:
+    """Whether it is a frozen `Struct`, or a frozen dataclass."""
+    if issubclass(kind, msgspec.Struct):
+        return kind.__struct_config__.frozen
+    return dataclasses.is_dataclass(kind) and bool(kind.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+
+
 def check_data(operation: Operation) -> None:
     """It is plain frozen data, which a spec and a plan can hold, and has an inverse or the reason why not."""
-    assert dataclasses.is_dataclass(operation)
-    assert type(operation).__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert hash(operation) == hash(dataclasses.replace(operation))
+    assert is_frozen(type(operation))
+    assert hash(operation) == hash(copy.deepcopy(operation))
     written = json.loads(json.dumps(operation_to_json(operation)))
     assert operation_from_json(written) == operation
     assert make_operation(operation.name, operation.options()) == operation

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converters.errors import Location, SpecError
+from converters.yaml_dump import dump_yaml
 from converters.yaml_nodes import (
     MAX_YAML_BYTES,
     ListNode,
     MappingNode,
     Node,
     ScalarNode,
-    dump_yaml,
     load_yaml,
     load_yaml_file,
     to_plain,

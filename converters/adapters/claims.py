@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from converters.adapters.keys import Factor, Suffix, split_key, unwrapped, weight_of
 from converters.bind import BoundRule, BoundSpec
@@ -20,8 +21,7 @@ Place = tuple[int, int]
 _LISTED = 3
 
 
-@dataclass(slots=True)
-class Claims:
+class Claims(Struct):
     """The tensors of an adapter that one rule claims.
 
     Attributes:

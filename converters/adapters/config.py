@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from converters.adapters import ADAPTER_CONFIG
 from converters.adapters.keys import PREFIX, Factor, split_key
@@ -39,8 +40,7 @@ _REFUSED: Final = {
 _INITIAL = frozenset({"true", "gaussian", "eva", "orthogonal"})
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterConfig:
+class AdapterConfig(Struct, frozen=True):
     """The part of an adapter_config.json that converting needs; `values` has all of it."""
 
     values: Mapping[str, Any]

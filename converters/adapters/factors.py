@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from converters.layout import Item, Layout, Number, Rest, walk
 from converters.lowering import check_structure
@@ -25,8 +26,7 @@ MATRIX = 2
 """Dimensions of a linear layer's weight; those of convolutions have more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Half:
+class Half(Struct, frozen=True):
     """One half of a rule: what it does to the out-features, or to the in-features.
 
     Attributes:
@@ -40,8 +40,7 @@ class Half:
     shared: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Halves:
+class Halves(Struct, frozen=True):
     """A rule that acts on the out-features and on the in-features apart.
 
     Attributes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.pattern import Choice, Hole, KeyPattern, Kind, Path
 
@@ -31,8 +33,7 @@ class Factor(Enum):
     """[out-features], DoRA's"""
 
 
-@dataclass(frozen=True, slots=True)
-class Suffix:
+class Suffix(Struct, frozen=True):
     """The end of a key.
 
     Attributes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from converters.layout import Axis, Block, Blocks, Group, Item, Layout, Number
 from converters.parts import SEPARATOR

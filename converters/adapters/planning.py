@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from converters.adapters import ADAPTER_CONFIG, ADAPTER_NAME
 from converters.adapters.config import check_adapter_config, convert_adapter_config

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from converters.adapters import ADAPTER_CONFIG
 from converters.adapters.claims import Claimer, Claims, listed
@@ -34,8 +36,7 @@ MERGE_FIRST = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterSpec:
+class AdapterSpec(Struct, frozen=True):
     """The spec for an adapter.
 
     Attributes:

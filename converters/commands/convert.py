@@ -91,10 +91,10 @@ def convert(  # noqa: PLR0913 - each is an option of its own
     weightmap convert --spec phi2_to_tenny phi-2/ tenny/
     weightmap convert --spec phi2_to_tenny --reverse tenny/ phi-2-again/
     """  # noqa: D301 - \b tells click to leave the lines as they are
+    from converters.commands.libraries import one_blas_thread
     from converters.commands.progress import progress_bar, quiet_downloads
     from converters.commands.terminal import print_json, warn
     from converters.convert import prepare_to_run
-    from converters.memory import predicted_peak
     from converters.run import RunOptions, run
     from converters.storage.base import WriteOptions
 
@@ -120,11 +120,13 @@ def convert(  # noqa: PLR0913 - each is an option of its own
     if resume and digest == "none":
         raise click.UsageError("--resume needs digests, which tell whether what is there is right: leave out --digest.")
     quiet_downloads(shown=not quiet)
+    if verify_level in (None, "accounting", "roundtrip"):
+        one_blas_thread()
     request = make_request(source=source, **options)
     started = time.monotonic()
     with prepare_to_run(request.spec, request.source, request.options) as prepared:
         gc.freeze()  # the plan stays to the end, so looking through it for garbage is in vain
-        estimate = predicted_peak(prepared.plan, request.budget) if as_json else None
+        estimate = _estimate(prepared, request) if as_json else None
         plan = prepared.plan
         with progress_bar(plan.bytes_written + plan.bytes_checked, shown=not quiet) as progress:
             write = WriteOptions(sync=not no_sync, digest=None if digest == "none" else digest)
@@ -145,6 +147,12 @@ def convert(  # noqa: PLR0913 - each is an option of its own
         warn(f"what an earlier run had finished was of no use, since {outcome.afresh}; all of it was written anew")
     for note in plan.notes:
         warn(note)
+
+
+def _estimate(prepared: Prepared, request: Request) -> MemoryEstimate:
+    from converters.memory import predicted_peak
+
+    return predicted_peak(prepared.plan, request.budget)
 
 
 def _inputs(request: Request, config_file: Path | None) -> list[Path]:

@@ -140,7 +140,7 @@ def _as_json(source: Path, found: Sequence[Candidate]) -> dict[str, Any]:
 
 
 def _candidate_json(source: Path, candidate: Candidate) -> dict[str, Any]:
-    from dataclasses import asdict
+    from msgspec.structs import asdict
 
     from converters.commands.guard import problems_json
 

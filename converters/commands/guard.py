@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -9,12 +11,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from converters.errors import Location, Problem, WeightmapError
 from converters.text import printable
+
+if TYPE_CHECKING:
+    from converters.errors import Problem
 
 EXIT_CODES = """\
 \b
@@ -32,6 +36,7 @@ Exit codes:
  130  stopped by Ctrl-C (143: by SIGTERM, 129: by SIGHUP, 141: output closed)
 """
 
+_OBJECTS_BETWEEN_COLLECTIONS = 50_000
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNAL_BASE = 128
 _AGAIN_AFTER = 0.01
@@ -69,6 +74,9 @@ class Guarded(click.Command):
 
         if not standalone_mode:
             return run()
+        # What is imported and planned stays to the end: looking for cycles in it is in vain, on the way and at exit.
+        gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+        atexit.register(gc.freeze)
         # Looked for in the words themselves, since a wrong option is an error before any option is known.
         sys.exit(guard(run, as_json="--json" in words, debug="--debug" in words))
 
@@ -108,6 +116,8 @@ def guard(run: Callable[[], object], *, as_json: bool = False, debug: bool = Fal
 
 def _report(error: BaseException, *, as_json: bool) -> int:
     """Say what went wrong; returns the exit code."""
+    from converters.errors import Problem, WeightmapError
+
     match error:
         case click.ClickException():
             error.show()
@@ -135,6 +145,8 @@ def _report(error: BaseException, *, as_json: bool) -> int:
 
 
 def _unexpected(error: BaseException) -> Problem:
+    from converters.errors import Problem
+
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, MemoryError):
         return Problem("there is not enough memory", None, "close other programs, or choose a smaller --max-memory")
@@ -187,6 +199,8 @@ def _error(text: str) -> None:
 
 def problems_json(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     """Problems as plain data; `file`, `line` and `column` where the place is one in a text file."""
+    from converters.errors import Location
+
     found = []
     for problem in problems:
         data: dict[str, Any] = {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from msgspec import Struct
 
 from converters.commands.values import CheckpointPath, ConfigValue, DimValue, DTypeName, LayoutName, Size, SpecName
 
@@ -22,8 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT_SETTINGS: Mapping[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True):
     """What the user asked to convert, and how."""
 
     spec: Spec

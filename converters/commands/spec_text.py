@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import asdict
 
 from converters.commands.plan_text import section
 from converters.commands.terminal import bold, dim, labelled, table, width, wrapped

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 from math import prod
 from typing import Final
+
+from msgspec import Struct
 
 MAX_SPLIT_AXES: Final = 8
 """Axes along which a tensor may be cut; meshes of devices have three or four."""
@@ -14,8 +15,7 @@ MAX_SPLIT_AXES: Final = 8
 _COMPARED: Final = 300
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """A box of a tensor: where it begins along each axis, and its sizes."""
 
     offsets: tuple[int, ...]

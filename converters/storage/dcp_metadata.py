@@ -9,8 +9,9 @@ Source: torch/distributed/checkpoint/metadata.py and filesystem.py, `_StorageInf
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError, Problem
 from converters.storage.dcp_chunks import Chunk, tiling_fault
@@ -59,8 +60,7 @@ _RESAVE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class StoredChunk:
+class StoredChunk(Struct, frozen=True):
     """Where a chunk is stored: `nbytes` of the file from `start` on, a whole archive of `torch.save`."""
 
     chunk: Chunk
@@ -69,8 +69,7 @@ class StoredChunk:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class DcpMetadata:
+class DcpMetadata(Struct, frozen=True):
     """What `.metadata` says.
 
     Attributes:

@@ -6,8 +6,9 @@ Each tensor is one chunk. Source: torch/distributed/checkpoint/metadata.py and f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from msgspec import Struct
 
 from converters.storage.torch_pickle_writer import PickleWriter, global_opcode, text_opcode
 from converters.tensor_info import TensorInfo, torch_name
@@ -18,8 +19,7 @@ _VERSION: Final = "1.0.0"
 _BATCH: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(Struct, frozen=True):
     """A tensor, and where it is stored: `nbytes` of the file from `start` on, an archive of `torch.save`."""
 
     info: TensorInfo

@@ -7,12 +7,13 @@ and a range of a tensor is put together from the chunks that it touches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError, Problem
 from converters.storage.dcp_chunks import Chunk
@@ -32,8 +33,7 @@ _DAMAGED: Final = "It was truncated or damaged; copy or download the whole check
 _LISTED: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(Struct, frozen=True):
     """An opened chunk.
 
     Attributes:

@@ -6,9 +6,10 @@ import errno
 import os
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError, OutputError
 from converters.storage.remote_file import RemoteFile
@@ -36,8 +37,7 @@ _WRITE_HINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
+class FileIdentity(Struct, frozen=True):
     """What tells a file from its replacement or from a changed version of itself."""
 
     nbytes: int

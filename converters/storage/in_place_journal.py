@@ -15,9 +15,10 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError, OutputError, Problem
 from converters.filesystem import sync_directory
@@ -43,8 +44,7 @@ _VERSION: Final = 1
 _BLOCK: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class FileChange:
+class FileChange(Struct, frozen=True):
     """What becomes of one file.
 
     Attributes:

@@ -9,17 +9,14 @@ import os
 import re
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from converters.errors import CheckpointError, OutputError
 from converters.parts import WEIGHT_SUFFIXES
-from converters.storage.object_store import forget
-from converters.storage.remote_file import forget_blocks
 from converters.storage.remote_path import HUB, RemotePath
 from converters.text import printable
 
-_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-_REPO_ID: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+_URL: Final = r"([A-Za-z][A-Za-z0-9+.-]+)://"
+_REPO_ID: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
 _CONFIG_SUFFIXES: Final = (".json", ".yaml", ".yml")
 _WEB: Final = frozenset({"http", "https"})
 
@@ -34,12 +31,15 @@ def parse_location(text: str) -> Path:
     """
     if os.path.lexists(text):
         return Path(text)
+    from converters.storage.object_store import forget
+    from converters.storage.remote_file import forget_blocks
+
     forget_blocks()
     forget()  # what was known of a store is what it was before this
-    scheme = _URL.match(text)
+    scheme = re.match(_URL, text)
     if scheme is not None:
         return _of_url(scheme[1].lower(), text)
-    if _REPO_ID.fullmatch(text) and not text.endswith((*WEIGHT_SUFFIXES, *_CONFIG_SUFFIXES)):
+    if re.fullmatch(_REPO_ID, text) and not text.endswith((*WEIGHT_SUFFIXES, *_CONFIG_SUFFIXES)):
         return RemotePath(f"{HUB}://{text}")
     return Path(text)
 
@@ -75,7 +75,7 @@ def locate_output(given: Path | str) -> Path:
     Raises:
         OutputError: it is neither.
     """
-    if not isinstance(given, str) or not _URL.match(given) or os.path.lexists(given):
+    if not isinstance(given, str) or not re.match(_URL, given) or os.path.lexists(given):
         path = Path(given) if isinstance(given, str) else given
     else:
         try:
@@ -90,6 +90,8 @@ def locate_output(given: Path | str) -> Path:
 
 def _of_url(scheme: str, text: str) -> Path:
     if scheme == "file":
+        from urllib.parse import unquote, urlsplit
+
         return Path(unquote(urlsplit(text).path))
     if scheme in _WEB:
         raise CheckpointError(

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 from typing import Final
+
+from msgspec import Struct
 
 from converters.storage.safetensors_extents import MAX_RANK, is_addressable
 from converters.tensor_info import DType
@@ -68,8 +69,7 @@ class NpyHeaderError(Exception):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class NpyHeader:
+class NpyHeader(Struct, frozen=True):
     """What a header says.
 
     Attributes:

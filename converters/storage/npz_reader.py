@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Final
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError, Problem
 from converters.storage.npy_header import (
@@ -31,8 +32,7 @@ _ARRAY_SUFFIX: Final = ".npy"
 _LISTED: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class _Array:
+class _Array(Struct, frozen=True):
     member: Member
     header: NpyHeader
 

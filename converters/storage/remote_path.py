@@ -11,10 +11,11 @@ import io
 import os
 import stat
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PosixPath
 from typing import Any, Final, NoReturn, Protocol, Self
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError
 from converters.text import printable
@@ -22,8 +23,7 @@ from converters.text import printable
 HUB: Final = "hf"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """What a store says of one place.
 
     Attributes:

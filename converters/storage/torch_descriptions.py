@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 
 class PickleFault(ValueError):  # noqa: N818 - it says what is wrong with a pickle; the caller adds where
     """What is wrong with a pickle, in one sentence."""
 
 
-@dataclass(frozen=True, slots=True)
-class Global:
+class Global(Struct, frozen=True):
     """A name that a pickle looks up in a module."""
 
     module: str
@@ -20,8 +19,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(slots=True, eq=False)
-class Record:
+class Record(Struct, eq=False):
     """An object of a known class that holds data alone: what it was made from, and its attributes.
 
     Attributes:
@@ -35,22 +33,19 @@ class Record:
     state: object = None
 
 
-@dataclass(frozen=True, slots=True)
-class TorchDType:
+class TorchDType(Struct, frozen=True):
     """torch's name of a dtype, without the module."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class StorageType:
+class StorageType(Struct, frozen=True):
     """A class of storages; `dtype` is None where a storage is plain bytes."""
 
     dtype: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(Struct, frozen=True):
     """A block of memory that tensors are views of.
 
     Attributes:
@@ -64,8 +59,7 @@ class Storage:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(Struct, frozen=True):
     """A view of a storage: offset, shape and strides in elements, and torch's name of the dtype."""
 
     storage: Storage
@@ -75,15 +69,13 @@ class Tensor:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unreadable:
+class Unreadable(Struct, frozen=True):
     """A tensor that is none of plain bytes; `reason` says what it is instead."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Other:
+class Other(Struct, frozen=True):
     """A value that is of no interest, such as a device: what it is, for messages."""
 
     what: str

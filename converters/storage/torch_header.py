@@ -7,10 +7,11 @@ both are read by the same interpreter, and neither is ever loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
 from typing import Final
+
+from msgspec import Struct, field
 
 from converters.errors import CheckpointError, Problem
 from converters.storage.safetensors_extents import MAX_RANK, MAX_REPORTED, is_addressable
@@ -29,8 +30,7 @@ FREE_EXPANSION: Final = 64_000_000
 _MAX_INT: Final = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """Bytes of a file that hold a storage.
 
     Attributes:
@@ -46,8 +46,7 @@ class Extent:
     crc: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Struct, frozen=True):
     """Where a tensor lies: the extent of its storage, its first byte there, and its strides in elements.
 
     `strides` is None where its elements follow each other, as in the file to be written.
@@ -58,8 +57,7 @@ class Placement:
     strides: tuple[int, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class TorchHeader:
+class TorchHeader(Struct, frozen=True):
     """What a file says of itself, checked.
 
     Attributes:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Final, NoReturn
+
+from msgspec import Struct
 
 from converters.errors import CheckpointError, Problem
 from converters.storage.pickle_stack import PickleCutOffError, PickleStack
@@ -37,8 +38,7 @@ MAX_NAMED: Final = 20
 """How many forbidden names are listed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unpickled:
+class Unpickled(Struct, frozen=True):
     """What a pickle describes.
 
     Attributes:

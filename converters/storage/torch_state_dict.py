@@ -7,8 +7,9 @@ state dict, such as the version numbers of its modules (`_metadata`), are no ent
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
+
+from msgspec import Struct, field
 
 from converters.storage.torch_descriptions import Tensor, Unreadable
 from converters.text import printable
@@ -36,8 +37,7 @@ class StateDictFault(ValueError):  # noqa: N818 - it says what is wrong with a f
         self.hint = hint
 
 
-@dataclass(slots=True)
-class StateDict:
+class StateDict(Struct):
     """The tensors of a file, by name.
 
     Attributes:

@@ -8,12 +8,10 @@ from pathlib import Path, PurePosixPath
 from converters.errors import OutputError
 from converters.sharding import Shard, index_filename
 from converters.storage.base import DEFAULT_WRITE_OPTIONS, CheckpointWriter, WriteOptions
-from converters.storage.dcp_writer import DcpWriter
 from converters.storage.formats import DISTRIBUTED, TORCH_SUFFIXES
 from converters.storage.parts import PartsWriter
 from converters.storage.safetensors import SafetensorsWriter
 from converters.storage.shard_names import shard_family
-from converters.storage.torch_writer import TorchWriter
 
 
 def open_writer(
@@ -31,8 +29,12 @@ def open_writer(
     family = shard_family(first.name) or first.stem
     index_name = index_filename(family, first.suffix)
     if first.suffix == DISTRIBUTED:
+        from converters.storage.dcp_writer import DcpWriter
+
         return DcpWriter(directory, shards, options=options)
     if first.suffix in TORCH_SUFFIXES:
+        from converters.storage.torch_writer import TorchWriter
+
         return TorchWriter(directory, shards, index_name=index_name, options=options)
     return SafetensorsWriter(directory, shards, index_name=index_name, options=options)
 

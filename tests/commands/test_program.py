@@ -18,7 +18,7 @@ HEAVY = ("torch", "numpy", "rich", "transformers", "huggingface_hub", "safetenso
 
 
 def modules_after(*words: str | Path) -> set[str]:
-    """The top-level packages that a command has imported when it is done."""
+    """The modules that a command has imported when it is done."""
     code = (
         "import sys\nfrom converters.commands import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
@@ -26,7 +26,7 @@ def modules_after(*words: str | Path) -> set[str]:
     )
     line = [sys.executable, "-c", code, *map(str, words)]
     output = subprocess.run(line, capture_output=True, text=True, check=True, env=environment()).stdout
-    return {name.partition(".")[0] for name in output.splitlines()[-1].split()}
+    return set(output.splitlines()[-1].split())
 
 
 def test_looking_at_things_imports_no_heavy_library(tmp_path: Path) -> None:
@@ -42,25 +42,36 @@ def test_looking_at_things_imports_no_heavy_library(tmp_path: Path) -> None:
         ("specs",),
         ("specs", "show", SPEC),
     ):
-        assert not modules_after(*words) & set(HEAVY), words
+        assert not {name.partition(".")[0] for name in modules_after(*words)} & set(HEAVY), words
 
 
 def test_help_imports_nothing_of_the_engine() -> None:
-    code = (
-        "import sys\nfrom converters.commands import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print('\\n' + ' '.join(name for name in sys.modules if name.startswith('converters')))"
-    )
-    line = [sys.executable, "-c", code]
-    output = subprocess.run(line, capture_output=True, text=True, check=True, env=environment()).stdout
-    assert set(output.splitlines()[-1].split()) == {
+    assert {name for name in modules_after("--help") if name.startswith("converters")} == {
         "converters",
         "converters.commands",
         "converters.commands.guard",
         "converters.commands.program",
-        "converters.errors",
         "converters.text",
     }
+
+
+def test_a_conversion_imports_nothing_of_what_it_does_not_touch(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "phi")
+    names = modules_after("convert", "--spec", "phi2_to_litgpt", "--format", "safetensors", source, tmp_path / "out")
+    others = (
+        "adapters.",
+        "in_place",
+        "storage.dcp_",
+        "storage.hub",
+        "storage.npz_",
+        "storage.object_store",
+        "storage.torch_",
+        "uploads",
+        "verify",
+    )
+    assert "converters.storage.safetensors_writer" in names
+    assert not [name for name in names if name.startswith(tuple(f"converters.{other}" for other in others))]
+    assert not {name.partition(".")[0] for name in names} & set(HEAVY)
 
 
 def test_the_list_of_commands_says_what_the_commands_say() -> None:

@@ -83,16 +83,15 @@ class Fill(Struct, frozen=True):
         import numpy as np
 
         expected = self.generate(info, start, start + raw.size)
-        if self.value != "sinusoidal":
-            wrong = raw != expected
-        else:
+        places = np.flatnonzero(raw != expected)
+        if places.size and self.value == "sinusoidal":
             # A model that computes its positions in float32 carries an error that grows with the angle.
-            position = (start + np.arange(raw.size)) // info.shape[-1]
+            position = (start + places) // info.shape[-1]
             width = {"F64": 2.0**-23, "F32": 2.0**-23, "F16": 2.0**-10}.get(info.dtype.label, 2.0**-7)
             allowed = width + (position + 1) * 2.0**-21
-            found, wanted = (decode(bits, info.dtype).astype(np.float64) for bits in (raw, expected))
-            wrong = ~(np.abs(found - wanted) <= allowed)
-        return start + int(wrong.argmax()) if wrong.any() else None
+            found, wanted = (decode(bits[places], info.dtype).astype(np.float64) for bits in (raw, expected))
+            places = places[~(np.abs(found - wanted) <= allowed)]
+        return start + int(places[0]) if places.size else None
 
     def to_json(self) -> dict[str, object]:
         return {"operation": "fill", "value": self.value}

@@ -1,4 +1,4 @@
-"""Processor seconds for a gigabyte of what the engine does to arrays: `python -m benchmarks.kernels [DIRECTORY]`.
+"""Processor seconds for a gigabyte of what the engine does to arrays: `python -m benchmarks.array_costs [DIRECTORY]`.
 
 One thread, least of a few runs, by the processor's clock. Four files of a gigabyte are written into the directory,
 which is to be on the disk that is asked about, and vanish at the end.

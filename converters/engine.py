@@ -95,6 +95,7 @@ class Executor:
         self._local = threading.local()
         self._sharing = sink if isinstance(sink, SharingWriter) else None
         self._ranges = sink if isinstance(sink, RangesWriter) else None
+        self._reads_here = all(file.is_local for file in reader.files.values())
 
     def stop(self) -> None:
         """Let the jobs that run end early; what they have written is thrown away."""
@@ -117,8 +118,11 @@ class Executor:
             self._generate(job)
 
     def begin(self, job: RangeJob) -> list[RangeCopy] | None:
-        """See `Worker`: all threads copy together, so that each range is read from front to back."""
-        return self._copies(job)
+        """See `Worker`: all threads copy together, so that each range is read from front to back.
+
+        From a store each reads a range of its own: an answer takes long, and several can be on their way.
+        """
+        return self._copies(job) if self._reads_here else None
 
     def _copies(self, job: RangeJob) -> list[RangeCopy]:
         source = self.plan.tensor(job.source).name

@@ -8,10 +8,10 @@ import time
 import pytest
 
 from converters import schedule
-from converters.engine import execute, materialize
+from converters.engine import Executor, execute, materialize
 from converters.errors import CheckpointError, CoverageError, OutputError
 from converters.plan import Plan
-from converters.schedule import Budget
+from converters.schedule import Budget, RangeJob, jobs
 from converters.source_checks import check_sources
 from converters.tensor_info import DType, TensorInfo
 from tests.memory_checkpoint import MemoryReader, MemoryWriter
@@ -179,3 +179,21 @@ def test_what_is_made_anew_must_hold_what_would_be_made() -> None:
         "s.yaml:6:9: pos doesn't hold what the rule fills it with, from element 69999 on\n"
         "    the target has no place for these values; drop the key by name if they don't matter"
     )
+
+
+class Stored:
+    """A file in a store."""
+
+    is_local = False
+
+
+@pytest.mark.parametrize("files", [{}, {"model.safetensors": Stored()}])
+def test_threads_share_a_range_unless_it_comes_from_a_store(files: dict[str, Stored]) -> None:
+    shapes = {"a.0": (8, 8)}
+    plan = plan_of("rename: {'a.{i}': 'b.{i}'}", shapes)
+    reader = reader_of(shapes)
+    reader.files = files  # type: ignore[misc,assignment]
+    executor = Executor(plan, reader, MemoryWriter(plan.shards), lambda _: None)
+    (job,) = jobs(plan, 0, BUDGET)
+    assert isinstance(job, RangeJob)
+    assert (executor.begin(job) is None) == bool(files)

@@ -255,13 +255,10 @@ def execute(
     ):
         finishing: Future[None] | None = None
         try:
-            start = 0
-            for number, shard in enumerate(plan.shards):
-                targets = range(start, start + len(shard.tensors))
-                start = targets.stop
+            for number, targets in enumerate(plan.shard_targets()):
                 if number in kept:
                     writer.keep_shard(number)
-                    progress(sum(info.nbytes for info in shard.tensors))
+                    progress(sum(plan.targets[index].info.nbytes for index in targets))
                     continue
                 writer.start_shard(number)
                 work = (job for index in reading_order(plan, targets) for job in jobs(plan, index, budget))

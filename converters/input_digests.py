@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from converters.digests import MEMORY_SPEED, digest_text, make_hasher
@@ -17,7 +18,7 @@ from converters.storage.file_digests import CHUNK
 from converters.storage.shared_blocks import place_of
 
 if TYPE_CHECKING:
-    from converters.plan import Plan, Target
+    from converters.plan import Plan
 
 GAP: Final = 1 << 20
 """Bytes that are read in between, so that the order is kept: a header, or small tensors that come later."""
@@ -158,7 +159,8 @@ def in_order(plan: Plan, reader: CheckpointReader) -> set[str]:
     names = {id(file): name for name, file in reader.files.items()}
     done: Counter[str] = Counter()
     passing: Counter[str] = Counter()
-    for target in _in_order_of_reading(plan):
+    for number in chain.from_iterable(reading_order(plan, targets) for targets in plan.shard_targets()):
+        target = plan.targets[number]
         if not target.is_plain or target.info.dtype.bits % 8:
             continue
         width = target.info.dtype.bits // 8
@@ -174,12 +176,3 @@ def in_order(plan: Plan, reader: CheckpointReader) -> set[str]:
                 done[name] = position + nbytes
                 passing[name] += nbytes
     return {name for name, nbytes in passing.items() if 2 * nbytes >= reader.files[name].nbytes}
-
-
-def _in_order_of_reading(plan: Plan) -> Iterator[Target]:
-    start = 0
-    for shard in plan.shards:
-        targets = range(start, start + len(shard.tensors))
-        start = targets.stop
-        for number in reading_order(plan, targets):
-            yield plan.targets[number]

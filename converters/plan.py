@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -176,6 +176,13 @@ class Plan(Struct, frozen=True):
     def bytes_written(self) -> int:
         """Bytes of tensor data in the output."""
         return sum(target.info.nbytes for target in self.targets)
+
+    def shard_targets(self) -> Iterator[range]:
+        """For each shard, the numbers of its targets; they follow each other as the shards do."""
+        start = 0
+        for shard in self.shards:
+            yield range(start, start + len(shard.tensors))
+            start += len(shard.tensors)
 
     def bytes_by_way(self) -> dict[str, int]:
         """Bytes written by way: `copied` as plain byte ranges, `rearranged`, `computed`, `generated`."""

@@ -71,6 +71,7 @@ class OpenShard:
         """
         self.path = path
         self.descriptor = create_file(path)
+        self._where = printable(str(path))
         self._tensors = {info.name: info for info in shard.tensors}
         self._layout = layout
         self._options = options
@@ -175,10 +176,6 @@ class OpenShard:
         if self._read_back is not None:
             self._read_back.close()
         close_quietly(self.descriptor)
-
-    @property
-    def _where(self) -> str:
-        return printable(str(self.path))
 
     def _read_into(self, position: int, buffer: memoryview) -> None:
         self._shared.read_into(self.descriptor, position, buffer, self._where)

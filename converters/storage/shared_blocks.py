@@ -48,8 +48,8 @@ def share_blocks(plan: Plan, reader: CheckpointReader) -> Plan:
     """
     shards: list[Shard] = []
     ordered: list[Target] = []
-    for shard in plan.shards:
-        targets: Sequence[Target] = plan.targets[len(ordered) : len(ordered) + len(shard.tensors)]
+    for shard, numbers in zip(plan.shards, plan.shard_targets(), strict=True):
+        targets: Sequence[Target] = plan.targets[numbers.start : numbers.stop]
         if shard.filename.endswith(SUFFIX):
             targets = _in_source_order(plan, targets, reader)
             infos = tuple(target.info for target in targets)
